@@ -1,0 +1,1 @@
+"""The command line, for operators: a few lines a command over `coordinator`."""

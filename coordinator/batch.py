@@ -1,0 +1,109 @@
+"""Group commit: what is asked for while a transaction is in flight goes into the next one.
+
+A Raft commit costs the same for one name as for a hundred, so concurrent requests of one
+process share it. Requests with different guards never share a transaction, and one request
+that makes etcd refuse the whole (a lease that died, a size) fails alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.errors import LeaseGone, MdevnsError, TooLarge
+from coordinator.transactions import Answer, Change, Guard, chunks, transact
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from coordinator.store import Store
+
+__all__ = ["GroupCommit"]
+
+
+@dataclass(slots=True)
+class _Asked:
+    change: Change
+    answer: asyncio.Future[Answer]
+
+
+class GroupCommit:
+    """Makes changes, gathered; one transaction in flight for each set of guards.
+
+    `patience` in seconds is how long an unknown outcome is asked for again (None: until it
+    is answered).
+    """
+
+    def __init__(self, store: Store, *, patience: float | None, rng: random.Random) -> None:
+        self._store, self._patience, self._rng = store, patience, rng
+        self._waiting: dict[tuple[Guard, ...], list[_Asked]] = {}
+        self._tasks: dict[tuple[Guard, ...], asyncio.Task[None]] = {}
+
+    async def change(self, guards: tuple[Guard, ...], change: Change) -> Answer:
+        """Make one change."""
+        (answer,) = await self.changes(guards, [change])
+        return answer
+
+    async def changes(self, guards: tuple[Guard, ...], changes: Sequence[Change]) -> list[Answer]:
+        """Make changes; an answer for each, in order, also where a guard or the store failed.
+
+        What fits goes into one transaction (126 reservations or begins).
+        """
+        loop = asyncio.get_running_loop()
+        asked = [_Asked(change, loop.create_future()) for change in changes]
+        self._waiting.setdefault(guards, []).extend(asked)
+        if guards not in self._tasks:
+            # A task of its own: it starts after everybody who is ready now has asked, and a
+            # caller that is cancelled takes nobody's transaction with it.
+            self._tasks[guards] = loop.create_task(self._run(guards))
+        return list(await asyncio.gather(*(one.answer for one in asked)))
+
+    async def close(self) -> None:
+        """Stop sending. What is in flight stays unknown to whoever waits for it."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, guards: tuple[Guard, ...]) -> None:
+        batch: list[_Asked] = []
+        try:
+            while batch := self._next(guards):
+                await self._send(guards, batch)
+        except Exception as error:  # noqa: BLE001 - a defect; whoever waits must see it
+            for one in batch:
+                if not one.answer.done():
+                    one.answer.set_exception(error)
+        finally:
+            del self._tasks[guards]
+            for one in (*batch, *self._waiting.pop(guards, ())):
+                one.answer.cancel()
+
+    def _next(self, guards: tuple[Guard, ...]) -> list[_Asked]:
+        waiting = [one for one in self._waiting.pop(guards, ()) if not one.answer.done()]
+        if not waiting:
+            return []
+        size = len(next(chunks(one.change for one in waiting)))
+        if waiting[size:]:
+            self._waiting[guards] = waiting[size:]
+        return waiting[:size]
+
+    async def _send(self, guards: tuple[Guard, ...], batch: list[_Asked]) -> None:
+        changes = [one.change for one in batch]
+        try:
+            answers = await transact(
+                self._store, guards, changes, patience=self._patience, rng=self._rng
+            )
+        except (LeaseGone, TooLarge) as error:
+            if len(batch) > 1:
+                for one in batch:
+                    await self._send(guards, [one])
+                return
+            answers = [Answer(0, error=error)]
+        except MdevnsError as error:
+            answers = [Answer(0, error=error)] * len(batch)
+        for one, answer in zip(batch, answers, strict=True):
+            if not one.answer.done():
+                one.answer.set_result(answer)

@@ -1,0 +1,475 @@
+"""The life of a claim: each transition is one `Change`, built here and nowhere else.
+
+What happens when two hosts ask for one name? Both send `reserve` (or `claim`, or `adopt`).
+Each compares that `names/<uuid>` does not exist and puts it together with its claim. etcd
+orders the two in its log: the first is applied; the second finds the name there, its else
+branch brings back who holds it, and it is refused as NameTaken. No lock, no clock, one commit.
+
+A transition of a claim compares the revision at which name and claim were both written, and
+writes (or deletes) both, always: they share one revision, and no lease stays on one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from coordinator.errors import Fenced, Holder, HostDown, Moved, NameTaken, StoreReadOnly
+from coordinator.model import (
+    AfterRemoval,
+    Claim,
+    ClaimValue,
+    LastError,
+    NameValue,
+    OutcomeValue,
+    Removal,
+    Unreadable,
+    decode,
+    encode,
+    read_claim,
+)
+from coordinator.states import ClaimEvent, ClaimState, transition
+from coordinator.store import Delete, Put, absent, get, present, unchanged, valued
+from coordinator.transactions import Answer, Change, Guard
+
+if TYPE_CHECKING:
+    from coordinator.keys import Keys
+    from coordinator.model import Name, Wish
+    from coordinator.store import Compare, KeyValue
+
+__all__ = ["Claims", "Failure", "Hold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A reservation without a host: the name alone, on a lease."""
+
+    name: Name
+    request: str
+    revision: int
+    lease: int = 0
+
+    @property
+    def holder(self) -> Holder:
+        """Who it is held by, for a refusal."""
+        return Holder(None, None, ClaimState.RESERVED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request failed, told to whoever waits for it; `lease` bounds how long it stays."""
+
+    error: LastError
+    lease: int
+
+
+class Claims:
+    """The transitions, for one cluster. Pure: it reads no clock and talks to nobody."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    # Taking a free name.
+
+    def reserve(
+        self, name: Name, request: str, wish: Wish | None, *, lease: int, now: str, by: str | None
+    ) -> Change:
+        """free → reserved: hold a name for a host that shall make it, or (no wish) for none.
+
+        Refused as NameTaken when anybody else has it. The same request again is answered
+        with what stands, so that a lost answer does no harm.
+        """
+        if wish is None:
+            return self._take(ClaimEvent.RESERVE, name, request, None, None, lease=lease)
+        value = _wished(wish, ClaimState.RESERVED, request, now, by)
+        return self._take(ClaimEvent.RESERVE, name, request, wish.host, value, lease=lease)
+
+    def claim(
+        self, name: Name, request: str, wish: Wish, *, boot_id: str, now: str, by: str | None
+    ) -> Change:
+        """free → creating: by a caller on the host itself, which may then write to `create`.
+
+        It is durable from its first moment. A copy that arrives after its refusal was
+        answered could take a name nobody waits for, so whoever saw an unknown outcome and
+        then a refusal enrols again, which fences the late copy.
+        """
+        value = _wished(wish, ClaimState.CREATING, request, now, by)
+        value = msgspec.structs.replace(value, boot_id=boot_id)
+        return self._take(ClaimEvent.CLAIM, name, request, wish.host, value)
+
+    def adopt_free(
+        self,
+        name: Name,
+        request: str,
+        *,
+        host: str,
+        parent: str,
+        type_: str,
+        boot_id: str,
+        now: str,
+    ) -> Change:
+        """free → active: claim the name of a device that somebody else made."""
+        value = ClaimValue(
+            state=ClaimState.ACTIVE,
+            parent=parent,
+            type=type_,
+            adopted=True,
+            request=request,
+            boot_id=boot_id,
+            since=now,
+            created=now,
+        )
+        return self._take(ClaimEvent.ADOPT, name, request, host, value)
+
+    # A reservation.
+
+    def bind(self, hold: Hold, wish: Wish, *, lease: int, now: str, by: str | None) -> Change:
+        """A reservation without a host becomes that of a host, which then makes the device."""
+        transition(ClaimState.RESERVED, ClaimEvent.BIND)
+        value = _wished(wish, ClaimState.RESERVED, hold.request, now, by)
+        return self._write(
+            hold.name,
+            wish.host,
+            value,
+            when=(
+                unchanged(self._keys.name(hold.name), hold.revision),
+                absent(self._keys.claim(wish.host, hold.name)),
+            ),
+            lease=lease,
+        )
+
+    def renew(self, held: Claim | Hold, *, lease: int) -> Change:
+        """reserved → reserved, under a newer lease. The old one may hold other names: left."""
+        transition(_state(held), ClaimEvent.RENEW)
+        if isinstance(held, Claim):
+            return self._move(ClaimEvent.RENEW, held, held.value(), lease=lease)
+        return self._rehold(held, lease)
+
+    def cancel(self, held: Claim | Hold, failure: Failure | None = None) -> Change:
+        """reserved → free: no device was begun. `failure` tells whoever waits for it."""
+        return self._free(ClaimEvent.CANCEL, held, failure)
+
+    # The host's agent, around the kernel's write.
+
+    def begin(self, claim: Claim, *, boot_id: str, now: str) -> Change:
+        """reserved, creating or defined → creating: from here on a device may exist.
+
+        Detaches the reservation's lease. Beginning again moves the revision, so that every
+        write to `create` follows a begin of its own enrolment (design 5, rule 1).
+        """
+        again = claim.state is ClaimState.CREATING
+        value = msgspec.structs.replace(
+            claim.value(),
+            state=ClaimState.CREATING,
+            boot_id=boot_id,
+            error=claim.error if again else None,
+            since=claim.since if again else now,
+        )
+        return self._move(ClaimEvent.BEGIN, claim, value)
+
+    def activate(self, claim: Claim, *, boot_id: str, now: str) -> Change:
+        """creating → active: the device was seen, and its attributes are written."""
+        value = _entered(claim, ClaimState.ACTIVE, now, boot_id=boot_id, error=None)
+        return self._move(ClaimEvent.ACTIVATE, claim, value)
+
+    def undo(self, claim: Claim, failure: Failure, *, now: str) -> Change:
+        """creating → removing: the device is there but an attribute failed; take it back."""
+        then = AfterRemoval.DEFINED if claim.persistent else AfterRemoval.FREE
+        value = _entered(
+            claim, ClaimState.REMOVING, now, removal=Removal(then), error=failure.error
+        )
+        return self._move(ClaimEvent.UNDO, claim, value, failure=failure)
+
+    def abort(self, claim: Claim, failure: Failure, *, now: str) -> Change:
+        """creating → free or defined: the kernel refused, and the device was seen absent."""
+        if not claim.persistent:
+            return self._free(ClaimEvent.ABORT, claim, failure)
+        value = _entered(claim, ClaimState.DEFINED, now, error=failure.error)
+        return self._move(ClaimEvent.ABORT, claim, value, failure=failure)
+
+    def lose(self, claim: Claim, *, now: str) -> Change:
+        """active → free or defined: the device was seen absent.
+
+        The boot id stays the one in which it was last seen: a loss within this boot is not
+        started again by autostart, a reboot is.
+        """
+        if not claim.persistent:
+            return self._free(ClaimEvent.LOSE, claim)
+        return self._move(
+            ClaimEvent.LOSE, claim, _entered(claim, ClaimState.DEFINED, now, adopted=False)
+        )
+
+    def adopt_over(
+        self,
+        claim: Claim,
+        *,
+        parent: str,
+        type_: str,
+        boot_id: str,
+        now: str,
+        failure: Failure | None = None,
+    ) -> Change:
+        """Any state → active: what is there is not what was asked for, or not made by us.
+
+        With a `failure` the request that the claim stood for is failed in the same
+        transaction, and what it wished is dropped: the device is somebody else's.
+        """
+        value = _entered(
+            claim,
+            ClaimState.ACTIVE,
+            now,
+            parent=parent,
+            type=type_,
+            adopted=True,
+            removal=None,
+            boot_id=boot_id,
+            error=failure.error if failure else None,
+        )
+        if failure:
+            value = msgspec.structs.replace(value, attrs=(), persistent=False, autostart=False)
+        return self._move(ClaimEvent.ADOPT, claim, value, failure=failure)
+
+    def restore(self, claim: Claim, error: LastError, *, now: str) -> Change:
+        """removing → active: it could not be removed, and is as it was."""
+        value = _entered(claim, ClaimState.ACTIVE, now, removal=None, error=error)
+        return self._move(ClaimEvent.RESTORE, claim, value)
+
+    def release(self, claim: Claim, *, boot_id: str, now: str) -> Change:
+        """removing → free, or defined when it was only stopped: the device was seen absent."""
+        if claim.removal is None or claim.removal.then is AfterRemoval.FREE:
+            return self._free(ClaimEvent.RELEASE, claim)
+        value = _entered(
+            claim, ClaimState.DEFINED, now, removal=None, adopted=False, boot_id=boot_id
+        )
+        return self._move(ClaimEvent.STOP, claim, value)
+
+    # An operator.
+
+    def retire(self, claim: Claim, removal: Removal, *, now: str) -> Change:
+        """active or defined → removing: its host's agent shall remove the device."""
+        value = _entered(claim, ClaimState.REMOVING, now, removal=removal, error=None)
+        return self._move(ClaimEvent.RETIRE, claim, value)
+
+    # Guards: what a commit compares besides its names.
+
+    def in_force(self, host: str, instance: str) -> Guard:
+        """The agent `instance` is the host's newest: no later enrolment or evict."""
+        return Guard(
+            valued(self._keys.epoch(host), instance.encode()),
+            Fenced,
+            f"host {host}",
+            "a newer agent or an evict took over",
+            "this agent enrols again",
+        )
+
+    def no_hold(self) -> Guard:
+        """No restored store is being reconciled."""
+        return Guard(
+            absent(self._keys.hold),
+            StoreReadOnly,
+            "the store",
+            "it was restored and is being reconciled; only what exists is taken note of",
+            "try again when that is finished",
+        )
+
+    def enrolled(self, host: str) -> Guard:
+        """The host has an agent that lives."""
+        return Guard(
+            present(self._keys.session(host)),
+            HostDown,
+            f"host {host}",
+            "its agent cannot be reached, so nobody can do it now",
+            "see: mdevns hosts",
+        )
+
+    # The one shape of all of them.
+
+    def _take(
+        self,
+        event: ClaimEvent,
+        name: Name,
+        request: str,
+        host: str | None,
+        value: ClaimValue | None,
+        *,
+        lease: int = 0,
+    ) -> Change:
+        transition(None, event)
+        key = self._keys.name(name)
+        puts = [Put(key, encode(NameValue(host=host, request=request)), lease)]
+        keys = [key]
+        if host is not None and value is not None:
+            keys.append(self._keys.claim(host, name))
+            puts.append(Put(keys[1], encode(value), lease))
+
+        def done(revision: int) -> Answer:
+            return Answer(revision, _made(name, host, value, revision, lease))
+
+        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
+            return _taken_or_ours(name, host, request, found)
+
+        return Change(
+            name, tuple(map(absent, keys)), tuple(puts), tuple(map(get, keys)), done, refused
+        )
+
+    def _move(
+        self,
+        event: ClaimEvent,
+        claim: Claim,
+        value: ClaimValue,
+        *,
+        lease: int = 0,
+        failure: Failure | None = None,
+    ) -> Change:
+        assert value.state in transition(claim.state, event).to
+        when = self._both_unchanged(claim)
+        extra = self._told(claim, failure)
+        return self._write(claim.name, claim.host, value, when=when, lease=lease, extra=extra)
+
+    def _write(
+        self,
+        name: Name,
+        host: str,
+        value: ClaimValue,
+        *,
+        when: tuple[Compare, ...],
+        lease: int = 0,
+        extra: tuple[Put, ...] = (),
+    ) -> Change:
+        name_key, claim_key = self._keys.name(name), self._keys.claim(host, name)
+        wanted = encode(value)
+        name_value = encode(NameValue(host=host, request=value.request))
+
+        def done(revision: int) -> Answer:
+            return Answer(revision, _made(name, host, value, revision, lease))
+
+        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
+            _, kv = found
+            if kv is not None and kv.value == wanted and kv.lease == lease:
+                return done(kv.mod_revision)  # an earlier copy of this very transaction
+            return Answer(0, error=Moved(name, _holder(found)))
+
+        puts = (Put(name_key, name_value, lease), Put(claim_key, wanted, lease), *extra)
+        return Change(name, when, puts, (get(name_key), get(claim_key)), done, refused)
+
+    def _rehold(self, hold: Hold, lease: int) -> Change:
+        key = self._keys.name(hold.name)
+        wanted = encode(NameValue(host=None, request=hold.request))
+
+        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
+            (kv,) = found
+            if kv is not None and kv.value == wanted and kv.lease == lease:
+                return Answer(kv.mod_revision)
+            return Answer(0, error=Moved(hold.name, _holder(found)))
+
+        return Change(
+            hold.name,
+            (unchanged(key, hold.revision),),
+            (Put(key, wanted, lease),),
+            (get(key),),
+            Answer,
+            refused,
+        )
+
+    def _free(
+        self, event: ClaimEvent, held: Claim | Hold, failure: Failure | None = None
+    ) -> Change:
+        assert None in transition(_state(held), event).to
+        keys = [self._keys.name(held.name)]
+        if isinstance(held, Claim):
+            keys.append(self._keys.claim(held.host, held.name))
+
+        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
+            kv = found[-1]
+            if kv is None or kv.create_revision > held.revision:
+                return Answer(0)  # it is gone, whoever has the name now
+            return Answer(0, error=Moved(held.name, _holder(found)))
+
+        return Change(
+            held.name,
+            tuple(unchanged(key, held.revision) for key in keys),
+            (*map(Delete, keys), *(self._told(held, failure) if isinstance(held, Claim) else ())),
+            tuple(map(get, keys)),
+            Answer,
+            refused,
+        )
+
+    def _both_unchanged(self, claim: Claim) -> tuple[Compare, ...]:
+        return (
+            unchanged(self._keys.name(claim.name), claim.revision),
+            unchanged(self._keys.claim(claim.host, claim.name), claim.revision),
+        )
+
+    def _told(self, claim: Claim, failure: Failure | None) -> tuple[Put, ...]:
+        if failure is None:
+            return ()
+        value = OutcomeValue(
+            errno=failure.error.errno,
+            text=failure.error.text,
+            host=claim.host,
+            parent=claim.parent,
+            at=failure.error.at,
+        )
+        return (Put(self._keys.outcome(claim.request, claim.name), encode(value), failure.lease),)
+
+
+def _state(held: Claim | Hold) -> ClaimState:
+    return held.state if isinstance(held, Claim) else ClaimState.RESERVED
+
+
+def _wished(wish: Wish, state: ClaimState, request: str, now: str, by: str | None) -> ClaimValue:
+    return ClaimValue(
+        state=state,
+        parent=wish.parent,
+        type=wish.type,
+        attrs=wish.attrs,
+        persistent=wish.persistent,
+        autostart=wish.autostart,
+        request=request,
+        since=now,
+        created=now,
+        asked_by=by,
+    )
+
+
+def _entered(claim: Claim, state: ClaimState, now: str, **changes: object) -> ClaimValue:
+    return msgspec.structs.replace(claim.value(), state=state, since=now, **changes)
+
+
+def _made(
+    name: Name, host: str | None, value: ClaimValue | None, revision: int, lease: int
+) -> Claim | None:
+    if host is None or value is None:
+        return None
+    return Claim.of(name, host, value, revision, lease)
+
+
+def _taken_or_ours(
+    name: Name, host: str | None, request: str, found: tuple[KeyValue | None, ...]
+) -> Answer:
+    kv = found[0]
+    standing = None if kv is None else decode(kv, NameValue)
+    if isinstance(standing, NameValue) and (standing.host, standing.request) == (host, request):
+        if host is None and kv is not None:
+            return Answer(kv.mod_revision)
+        claim = None if found[1] is None else read_claim(found[1])
+        if isinstance(claim, Claim) and claim.request == request:
+            return Answer(claim.revision, claim)
+    return Answer(0, error=NameTaken(name, _holder(found) or Holder(host, None, "unreadable")))
+
+
+def _holder(found: tuple[KeyValue | None, ...]) -> Holder | None:
+    """Who has a name, from its record and (where it was read) its claim on the same host."""
+    kv = found[0]
+    if kv is None:
+        return None
+    standing = decode(kv, NameValue)
+    if isinstance(standing, Unreadable):
+        return Holder(None, None, "unreadable")
+    claim = read_claim(found[1]) if len(found) > 1 and found[1] is not None else None
+    if isinstance(claim, Claim) and claim.host == standing.host:
+        return claim.holder
+    state = ClaimState.RESERVED.value if standing.host is None else "taken"
+    return Holder(standing.host, None, state)

@@ -1,0 +1,221 @@
+"""How transitions become transactions, and how an unknown outcome becomes a known one.
+
+A `Change` is one transition of one name; a `Guard` is a condition that a whole commit shares.
+Many changes go into one transaction: the outer one compares the guards, and inside it each
+name has a transaction of its own, whose else branch fetches who stands in the way. So one
+Raft commit gives every name its own answer, and a name that is taken fails alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    stop_never,
+    wait_random_exponential,
+)
+
+from coordinator.errors import MdevnsError, OutcomeUnknown, Unreachable
+from coordinator.store import MAX_TXN_OPS, Compare, Delete, Put, Range, Txn, TxnResult, holds
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from coordinator.model import Claim, Name
+    from coordinator.store import KeyValue, Store
+
+__all__ = ["Answer", "Change", "Guard", "chunks", "settle", "transact", "transaction"]
+
+# etcd refuses requests over 1.5 MiB; what protobuf adds to keys and values stays below this.
+_MAX_BYTES = 1 << 20
+_OVERHEAD = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A condition that all changes of one commit share, and the error when it fails.
+
+    A guard is a value: any transaction can include it.
+    """
+
+    compare: Compare
+    error: type[MdevnsError]
+    what: str
+    why: str
+    hint: str = ""
+
+    def refusal(self, kv: KeyValue | None) -> MdevnsError | None:
+        """The error, if the guard does not hold of the key as it stands."""
+        if holds(self.compare, kv):
+            return None
+        return self.error(self.what, self.why, self.hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one change.
+
+    Without an `error` it was made, by this very request, and `claim` is what stands at
+    `revision` (None: the name is free, or held by a reservation without a host).
+    """
+
+    revision: int
+    claim: Claim | None = None
+    error: MdevnsError | None = None
+
+    def made(self) -> Claim | None:
+        """What stands now.
+
+        Raises:
+            MdevnsError: why it was refused.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.claim
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One transition of one name.
+
+    Its inner transaction compares `when` and does `then`; otherwise it reads `otherwise`,
+    from which `refused` tells whether an earlier copy of this very change was applied or
+    who is in the way. `done` is what stands when it was applied at a revision.
+    """
+
+    name: Name
+    when: tuple[Compare, ...]
+    then: tuple[Put | Delete, ...]
+    otherwise: tuple[Range, ...]
+    done: Callable[[int], Answer]
+    refused: Callable[[tuple[KeyValue | None, ...]], Answer]
+
+    @property
+    def longest(self) -> int:
+        """The length of its longest list, which etcd counts."""
+        return max(len(self.when), len(self.then), len(self.otherwise))
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in a request."""
+        puts = sum(len(op.value) for op in self.then if isinstance(op, Put))
+        keys = sum(len(op.key) for op in (*self.when, *self.then, *self.otherwise))
+        return puts + keys + _OVERHEAD
+
+
+def chunks(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    """Cut changes into groups that fit one transaction each.
+
+    etcd counts outer list + longest inner list against 128 (measured); a name occurs once in
+    a group, since no key may be put twice in one transaction.
+    """
+    group: list[Change] = []
+    names: set[Name] = set()
+    longest = size = 0
+    for change in changes:
+        new_longest, new_size = max(longest, change.longest), size + change.size
+        full = len(group) + 1 + new_longest > MAX_TXN_OPS or new_size > _MAX_BYTES
+        if group and (full or change.name in names):
+            yield group
+            group, names = [], set()
+            new_longest, new_size = change.longest, change.size
+        group.append(change)
+        names.add(change.name)
+        longest, size = new_longest, new_size
+    if group:
+        yield group
+
+
+def transaction(guards: Sequence[Guard], changes: Sequence[Change]) -> Txn:
+    """The one transaction that makes all `changes` under all `guards`."""
+    return Txn(
+        compares=tuple(guard.compare for guard in guards),
+        success=tuple(Txn(c.when, c.then, c.otherwise) for c in changes),
+        failure=tuple(Range(guard.compare.key) for guard in guards),
+    )
+
+
+async def transact(
+    store: Store,
+    guards: Sequence[Guard],
+    changes: Sequence[Change],
+    *,
+    patience: float | None,
+    rng: random.Random,
+) -> list[Answer]:
+    """Make `changes` (which fit one transaction) in one commit; an answer for each, in order.
+
+    Raises:
+        MdevnsError: a guard does not hold; nothing was done.
+        StoreError: as `settle`.
+    """
+    result = await settle(store, transaction(guards, changes), patience=patience, rng=rng)
+    if not result.succeeded:
+        raise _guard_error(guards, result)
+    return [
+        _answer(change, inner, result.revision)
+        for change, inner in zip(changes, result.results, strict=True)
+        if isinstance(inner, TxnResult)
+    ]
+
+
+def _answer(change: Change, inner: TxnResult, revision: int) -> Answer:
+    if inner.succeeded:
+        return change.done(revision)
+    return change.refused(tuple(read.first for read in inner.ranges()))
+
+
+def _guard_error(guards: Sequence[Guard], result: TxnResult) -> MdevnsError:
+    for guard, read in zip(guards, result.ranges(), strict=True):
+        error = guard.refusal(read.first)
+        if error is not None:
+            return error
+    # The reads are of the same revision as the compares, so one of them must explain it.
+    raise AssertionError("a transaction was refused and every guard holds")
+
+
+async def settle(
+    store: Store, txn: Txn, *, patience: float | None, rng: random.Random
+) -> TxnResult:
+    """Apply a transaction, sending the very same one again while its outcome is unknown.
+
+    Its compares make a second application impossible, so sending it again is asking. Nothing
+    else may be done with its names until this returns. `patience` in seconds bounds it, None
+    does not.
+
+    Raises:
+        OutcomeUnknown: patience is over and it may have been, or may yet be, applied.
+        StoreError: it was certainly not applied.
+    """
+    try:
+        return await store.txn(txn)
+    except OutcomeUnknown as error:
+        unknown = error
+    # From here on "cannot be reached" says nothing about the first copy.
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type((OutcomeUnknown, Unreachable)),
+        wait=_Backoff(rng),
+        stop=stop_never if patience is None else stop_after_delay(patience),
+        reraise=True,
+    )
+    try:
+        return await retrying(store.txn, txn)
+    except (OutcomeUnknown, Unreachable) as error:
+        raise unknown from error
+
+
+class _Backoff(wait_random_exponential):
+    """Exponential backoff with full jitter, drawn from a source that is handed in."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(multiplier=0.05, max=2.0)
+        self._rng = rng
+
+    def __call__(self, retry_state: object) -> float:
+        high = super(wait_random_exponential, self).__call__(retry_state)  # type: ignore[arg-type]  # tenacity's own state
+        return self._rng.uniform(0, high)

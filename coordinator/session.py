@@ -1,0 +1,218 @@
+"""An agent's sign of life and its host's epoch: enrolment, keepalive, and being fenced.
+
+The epoch is a random instance id that every enrolment writes and that every transaction of
+the agent compares by value. So a zombie (evicted while it was paused, a second agent) can
+write nothing more to the store, whatever its clock says. The session only says "seen".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
+
+from coordinator.errors import MdevnsError, NotAllowed, StoreError
+from coordinator.model import (
+    IdentityValue,
+    MachineValue,
+    SessionValue,
+    Unreadable,
+    decode,
+    encode,
+)
+from coordinator.store import Put, Txn, absent, get, unchanged, valued
+from coordinator.transactions import settle
+
+if TYPE_CHECKING:
+    import random
+
+    from coordinator.clock import Clock
+    from coordinator.keys import Keys
+    from coordinator.store import Compare, KeyValue, Store
+
+__all__ = ["Enroller", "Session"]
+
+
+class _AnotherBoot(MdevnsError):
+    """The host's session is alive and of another boot: it may be a clone of this machine."""
+
+
+class _Raced(MdevnsError):
+    """The epoch or the machine's record changed between reading and writing them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What the store says about a host at enrolment."""
+
+    epoch: KeyValue | None
+    session: KeyValue | None
+    identity: KeyValue | None
+    machine: KeyValue | None
+
+
+class Session:
+    """An enrolled agent. `deadline` is when, at the latest, etcd may think it gone.
+
+    It counts on CLOCK_BOOTTIME from before the keepalive was sent, so it is never too late.
+    """
+
+    def __init__(
+        self, store: Store, clock: Clock, *, host: str, instance: str, lease: int, deadline: float
+    ) -> None:
+        self._store, self._clock = store, clock
+        self.host, self.instance, self.lease = host, instance, lease
+        self.deadline = deadline
+
+    @property
+    def alive(self) -> bool:
+        """Whether etcd certainly still has the session."""
+        return self._clock.boottime() < self.deadline
+
+    async def keep(self, ttl: int) -> None:
+        """Keep the session alive, three times a `ttl`; returns when it is lost.
+
+        A store that does not answer is asked again: the session may live on, or lapse.
+        """
+        while True:
+            await asyncio.sleep(ttl / 3)
+            sent = self._clock.boottime()
+            try:
+                left = await self._store.keep_alive(self.lease)
+            except StoreError:
+                continue  # its own backoff has passed, and the deadline tells the rest
+            if left <= 0:
+                return
+            self.deadline = sent + left
+
+
+class Enroller:
+    """Enrols one host's agent, as often as need be.
+
+    `ttl` in seconds is the session's; etcd's floor is 2.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        host: str,
+        identity: IdentityValue,
+        boot_id: str,
+        version: str,
+        ttl: int,
+    ) -> None:
+        self._store, self._keys, self._clock, self._rng = store, keys, clock, rng
+        self.host, self.ttl = host, ttl
+        self._identity, self._boot_id, self._version = identity, boot_id, version
+
+    async def enrol(self) -> Session:
+        """Take over the host: write a new epoch and a session, in one transaction.
+
+        A living session of this boot is our own crashed predecessor: taken over at once. One
+        of another boot is waited for until it lapses: it may be a clone.
+
+        Raises:
+            NotAllowed: another machine is enrolled under this host name, or this machine
+                under another one.
+            StoreError: the store failed; as `settle`.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((_AnotherBoot, _Raced)),
+            wait=wait_fixed(self.ttl / 4),
+            reraise=True,
+        )
+        return await retrying(self._try)
+
+    async def _try(self) -> Session:
+        standing = await self._read()
+        self._check_identity(standing)
+        self._check_boot(standing)
+        asked = self._clock.boottime()
+        lease = await self._store.grant(self.ttl)
+        instance = f"{self._rng.getrandbits(128):032x}"
+        txn = self._enrolment(standing, instance, lease.id)
+        # Without end: an enrolment that is given up could be applied later and fence its
+        # successor. The instance is random, so our own value in `epoch` is our own success.
+        result = await settle(self._store, txn, patience=None, rng=self._rng)
+        if not result.succeeded:
+            epoch = result.ranges()[0].first
+            if epoch is None or epoch.value != instance.encode():
+                raise _Raced(self.host, "another enrolment was faster")
+        return Session(
+            self._store,
+            self._clock,
+            host=self.host,
+            instance=instance,
+            lease=lease.id,
+            deadline=asked + lease.ttl,
+        )
+
+    async def _read(self) -> _Standing:
+        keys = (
+            self._keys.epoch(self.host),
+            self._keys.session(self.host),
+            self._keys.identity(self.host),
+            self._keys.machine(self._identity.machine_id),
+        )
+        result = await self._store.txn(Txn(success=tuple(map(get, keys))))
+        return _Standing(*(read.first for read in result.ranges()))
+
+    def _check_identity(self, standing: _Standing) -> None:
+        if standing.identity is not None:
+            known = decode(standing.identity, IdentityValue)
+            if known != self._identity:
+                machine = "unreadable" if isinstance(known, Unreadable) else known.machine_id
+                raise NotAllowed(
+                    f"host {self.host}",
+                    f"another machine is enrolled under this name (machine-id {machine})",
+                    "give this machine a host name and machine-id of its own",
+                )
+        if standing.machine is not None:
+            other = decode(standing.machine, MachineValue)
+            if not isinstance(other, MachineValue) or other.host != self.host:
+                host = "unreadable" if isinstance(other, Unreadable) else other.host
+                raise NotAllowed(
+                    f"machine {self._identity.machine_id}",
+                    f"is enrolled as host {host} already",
+                    f"start its agent as --host {host}, or give a clone its own machine-id",
+                )
+
+    def _check_boot(self, standing: _Standing) -> None:
+        if standing.session is None:
+            return
+        session = decode(standing.session, SessionValue)
+        if isinstance(session, Unreadable) or session.boot_id != self._boot_id:
+            raise _AnotherBoot(self.host, "a session of another boot is alive")
+
+    def _enrolment(self, standing: _Standing, instance: str, lease: int) -> Txn:
+        epoch = self._keys.epoch(self.host)
+        session = SessionValue(instance=instance, boot_id=self._boot_id, version=self._version)
+        machine = self._keys.machine(self._identity.machine_id)
+        return Txn(
+            compares=(
+                _as_read(epoch, standing.epoch),
+                unchanged(self._keys.identity(self.host), _revision(standing.identity)),
+                unchanged(machine, _revision(standing.machine)),
+            ),
+            success=(
+                Put(epoch, instance.encode()),
+                Put(self._keys.session(self.host), encode(session), lease),
+                Put(self._keys.identity(self.host), encode(self._identity)),
+                Put(machine, encode(MachineValue(host=self.host))),
+            ),
+            failure=(get(epoch),),
+        )
+
+
+def _as_read(key: str, kv: KeyValue | None) -> Compare:
+    return absent(key) if kv is None else valued(key, kv.value)
+
+
+def _revision(kv: KeyValue | None) -> int:
+    return 0 if kv is None else kv.mod_revision

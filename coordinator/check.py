@@ -1,0 +1,139 @@
+"""Whether the namespace is consistent: names, claims and what the agents found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from coordinator.keys import last_part
+from coordinator.model import (
+    FindingKind,
+    FindingValue,
+    NameValue,
+    ParentValue,
+    SessionValue,
+    Unreadable,
+    decode,
+    read_claim,
+)
+from coordinator.store import Range, pages, prefix
+
+if TYPE_CHECKING:
+    from coordinator.keys import Keys
+    from coordinator.store import KeyValue, Store
+
+__all__ = ["Finding", "Report", "check"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that `check` has to tell. Faults make it fail; notes do not."""
+
+    kind: str
+    name: str | None
+    host: str | None
+    detail: str
+    fault: bool = True
+
+
+@dataclass(slots=True)
+class Report:
+    """What `check` found."""
+
+    names: int = 0
+    claims: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No fault was found."""
+        return not any(finding.fault for finding in self.findings)
+
+
+_KINDS: dict[str, type[SessionValue | ParentValue]] = {
+    "session": SessionValue,
+    "parents": ParentValue,
+}
+
+
+async def check(store: Store, keys: Keys) -> Report:
+    """Whether names, claims and what agents found agree, all at one revision.
+
+    Holds an entry for each name in memory.
+    """
+    report = Report()
+    names: dict[str, KeyValue] = {}
+    claimed: set[str] = set()
+    revision = 0
+    async for page in pages(store, prefix(keys.names)):
+        revision = page.revision
+        names |= {last_part(kv.key): kv for kv in page.kvs}
+    report.names = len(names)
+    whole = prefix(keys.hosts)
+    async for page in pages(store, Range(whole.key, whole.end, revision=revision)):
+        for kv in page.kvs:
+            if (name := _check_key(keys, kv, names, report)) is not None:
+                claimed.add(name)
+    unclaimed = (_unclaimed(name, kv) for name, kv in names.items() if name not in claimed)
+    report.findings += [finding for finding in unclaimed if finding is not None]
+    return report
+
+
+def _check_key(keys: Keys, kv: KeyValue, names: dict[str, KeyValue], report: Report) -> str | None:
+    """Look at one record of a host; returns the name that it is the claim of, if it is one."""
+    host, _, rest = kv.key.removeprefix(keys.hosts).partition("/")
+    kind, _, last = rest.partition("/")
+    if kind == "claims":
+        report.claims += 1
+        findings = _check_claim(host, last, kv, names.get(last))
+        report.findings += findings
+        return None if any(f.kind == "claim-without-name" for f in findings) else last
+    if kind == "findings":
+        report.findings.append(_agents_finding(host, last, kv))
+    elif kind in _KINDS:
+        value = decode(kv, _KINDS[kind])
+        if isinstance(value, Unreadable):
+            report.findings.append(Finding("unreadable", None, host, f"{kv.key}: {value.why}"))
+    return None
+
+
+def _check_claim(host: str, name: str, kv: KeyValue, name_kv: KeyValue | None) -> list[Finding]:
+    claim = read_claim(kv)
+    if isinstance(claim, Unreadable):
+        return [Finding("unreadable", name, host, claim.why)]
+    if name_kv is None:
+        return [Finding("claim-without-name", name, host, f"{claim.state} on {claim.parent}")]
+    taken = decode(name_kv, NameValue)
+    if isinstance(taken, Unreadable):
+        return [Finding("unreadable", name, host, f"{name_kv.key}: {taken.why}")]
+    if taken.host != host:
+        detail = f"the name is held by {taken.host or 'a reservation without a host'}"
+        return [Finding("claim-without-name", name, host, detail)]
+    findings = []
+    if (name_kv.mod_revision, name_kv.lease) != (kv.mod_revision, kv.lease):
+        detail = "name and claim were written at different revisions or hang on different leases"
+        findings.append(Finding("split", name, host, detail))
+    if claim.adopted:
+        findings.append(
+            Finding("adopted", name, host, f"{claim.state} on {claim.parent}", fault=False)
+        )
+    return findings
+
+
+def _unclaimed(name: str, kv: KeyValue) -> Finding | None:
+    """The fault of a name for which no claim was met, if it is one."""
+    value = decode(kv, NameValue)
+    if isinstance(value, Unreadable):
+        return Finding("unreadable", name, None, f"{kv.key}: {value.why}")
+    if value.host is None:
+        return None  # a reservation without a host is a name alone
+    return Finding("name-without-claim", name, value.host, f"request {value.request}")
+
+
+def _agents_finding(host: str, name: str, kv: KeyValue) -> Finding:
+    value = decode(kv, FindingValue)
+    if isinstance(value, Unreadable):
+        return Finding("unreadable", name, host, f"{kv.key}: {value.why}")
+    return Finding(
+        value.kind.value, name, host, value.detail, fault=value.kind is FindingKind.CONFLICT
+    )

@@ -1,0 +1,85 @@
+"""What one process, an operator's or an orchestrator's, needs to ask of the namespace.
+
+The requests themselves are `reserving`, `creating` and `removing`. What a process puts first
+into etcd always hangs on a lease, so that nothing that arrives late can stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.batch import GroupCommit
+from coordinator.claims import Claims, Hold
+from coordinator.errors import MdevnsError, NameTaken, OutcomeUnknown
+from coordinator.leases import SharedLeases
+from coordinator.views import Views
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from coordinator.clock import Clock
+    from coordinator.keys import Keys
+    from coordinator.model import Claim, Name
+    from coordinator.store import Store
+    from coordinator.transactions import Answer, Change, Guard
+
+__all__ = ["Client", "Result"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one name: what stands now, or why not."""
+
+    name: Name
+    record: Claim | Hold | None = None
+    error: MdevnsError | None = None
+
+
+class Client:
+    """One process's access to one cluster.
+
+    `patience` in seconds is how long an unknown outcome is asked for again before the
+    process says that it does not know. `asked_by` stands in the claims, for people.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        patience: float,
+        asked_by: str | None = None,
+    ) -> None:
+        self.store, self.keys, self.clock, self.asked_by = store, keys, clock, asked_by
+        self.claims = Claims(keys)
+        self.leases = SharedLeases(store, clock)
+        self.views = Views(store, keys)
+        self._commit = GroupCommit(store, patience=patience, rng=rng)
+
+    async def commit(self, changes: Sequence[Change], *guards: Guard) -> list[Answer]:
+        """Make changes that an operator may make: refused while a store is being restored."""
+        return await self._commit.changes((self.claims.no_hold(), *guards), changes)
+
+    async def result(self, name: Name, answer: Answer, record: Claim | Hold | None) -> Result:
+        """The result of an answer; a refusal says by whom the name is held, and how."""
+        if answer.error is None:
+            return Result(name, record)
+        return Result(name, error=await self._explained(name, answer.error))
+
+    async def close(self) -> None:
+        """Stop sending. The store stays open: whoever made it closes it."""
+        await self._commit.close()
+
+    async def _explained(self, name: Name, error: MdevnsError) -> MdevnsError:
+        if isinstance(error, NameTaken):
+            # The refusal brought the host; its claim has parent and state.
+            holder = await self.views.holder(name)
+            return error if holder is None else NameTaken(name, holder)
+        if isinstance(error, OutcomeUnknown):
+            why = f"it is not known whether it was done: {error.why}"
+            return OutcomeUnknown(name, why, f"find out with: mdevns show {name}", name=name)
+        return error

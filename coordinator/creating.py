@@ -1,0 +1,229 @@
+"""A create, from the asking side: place, reserve for the host, wait for the device.
+
+A request that names no parent and is refused for want of room is placed elsewhere, until no
+parent is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.claims import Hold
+from coordinator.client import Result
+from coordinator.errors import HostDown, LeaseGone, MdevnsError, NameTaken, NoCapacity, NotFound
+from coordinator.model import Claim, Wish
+from coordinator.placement import Candidate, Strategy, place
+from coordinator.transactions import Answer
+from coordinator.waiting import await_made
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from coordinator.client import Client
+    from coordinator.model import Name
+    from coordinator.views import ParentView
+
+__all__ = ["Ask", "create"]
+
+# `available` may be stale by a moment: so many parents that say 0 are asked all the same.
+_ASK_THE_FULL = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One device that is asked for. Without host or parent it is placed."""
+
+    name: Name
+    request: str
+    type: str
+    host: str | None = None
+    parent: str | None = None
+    attrs: tuple[tuple[str, str], ...] = ()
+    persistent: bool = False
+    autostart: bool = False
+
+    def at(self, place: Candidate) -> Wish:
+        """The wish for it at a place."""
+        return Wish(
+            host=place.host,
+            parent=place.parent,
+            type=self.type,
+            attrs=self.attrs,
+            persistent=self.persistent,
+            autostart=self.autostart,
+        )
+
+
+async def create(
+    client: Client,
+    asks: Sequence[Ask],
+    *,
+    ttl: int,
+    wait: bool = True,
+    strategy: Strategy = Strategy.SPREAD,
+    told: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
+    """Claim a name for each of `asks` and (with `wait`) wait for its device.
+
+    `told` is called for each as it ends; the results are in the order of `asks`. `ttl` in
+    seconds is how long a host has to begin. One commit reserves 126 names.
+    """
+    return await _Creation(client, ttl, strategy, told).run(asks, wait=wait)
+
+
+class _Creation:
+    """One `create`: which parents turned out to be full, and what has ended."""
+
+    def __init__(
+        self, client: Client, ttl: int, strategy: Strategy, told: Callable[[Result], None]
+    ) -> None:
+        self._client, self._ttl, self._strategy, self._told = client, ttl, strategy, told
+        self._full: set[tuple[str, str, str]] = set()
+        self._done: dict[Name, Result] = {}
+
+    async def run(self, asks: Sequence[Ask], *, wait: bool) -> list[Result]:
+        left: Sequence[Ask] = asks
+        while left:
+            placed = self._place(left, await self._parents(left))
+            claimed = await self._claim(placed) if placed else []
+            if not wait:
+                for claim in claimed:
+                    self._end(Result(claim.name, claim))
+                break
+            left = await self._await_devices(left, claimed)
+        return [self._done[ask.name] for ask in asks]
+
+    def _end(self, result: Result) -> None:
+        self._done[result.name] = result
+        self._told(result)
+
+    # Where.
+
+    async def _parents(self, asks: Iterable[Ask]) -> list[ParentView]:
+        hosts = {ask.host for ask in asks}
+        named = sorted(host for host in hosts if host is not None)
+        return await self._client.views.parents(None if None in hosts else named)
+
+    def _place(self, asks: Sequence[Ask], parents: Sequence[ParentView]) -> list[tuple[Ask, Wish]]:
+        """A wish for each ask that can be placed; the others end, with the reason."""
+        groups: dict[tuple[str, str | None, str | None], list[Ask]] = {}
+        for ask in asks:
+            groups.setdefault((ask.type, ask.host, ask.parent), []).append(ask)
+        placed: list[tuple[Ask, Wish]] = []
+        for (type_, host, parent), group in groups.items():
+            fitting = [v for v in parents if host in (None, v.host) and parent in (None, v.parent)]
+            spots = self._spots(fitting, type_, len(group), fixed=parent is not None)
+            for ask, spot in zip(group, spots, strict=True):
+                if spot is None:
+                    self._end(Result(ask.name, error=_unplaced(ask, fitting)))
+                else:
+                    placed.append((ask, ask.at(spot)))
+        return placed
+
+    def _spots(
+        self, parents: Iterable[ParentView], type_: str, count: int, *, fixed: bool
+    ) -> list[Candidate | None]:
+        offers = [
+            Candidate(view.host, view.parent, offer.available)
+            for view in parents
+            if view.alive and (view.host, view.parent, type_) not in self._full
+            for offer in view.value.types
+            if offer.type == type_
+        ]
+        if fixed:  # it was named, so the kernel is asked whatever the hint says
+            return list(
+                place((Candidate(c.host, c.parent, count) for c in offers), count, self._strategy)
+            )
+        spots = list(place(offers, count, self._strategy))
+        short = spots.count(None)
+        tries = max(0, _ASK_THE_FULL - len(self._full))
+        full = [Candidate(c.host, c.parent, 1) for c in offers if c.available <= 0][:tries]
+        return spots[: count - short] + list(place(full, short, self._strategy))
+
+    # Claims.
+
+    async def _claim(self, placed: Sequence[tuple[Ask, Wish]]) -> list[Claim]:
+        """Reserve each name for its host; those that are refused end."""
+        lease = await self._client.leases.get(self._ttl)
+        answers = await self._reserve(placed, lease)
+        if any(isinstance(answer.error, LeaseGone) for answer in answers):
+            self._client.leases.forget()  # revoked early; nothing was put on it
+            lease = await self._client.leases.get(self._ttl)
+            answers = await self._reserve(placed, lease)
+        claimed = []
+        for (ask, wish), answer in zip(placed, answers, strict=True):
+            mine = await self._if_mine(ask, wish, lease, answer)
+            result = await self._client.result(ask.name, mine, mine.claim)
+            if isinstance(result.record, Claim):
+                claimed.append(result.record)
+            else:
+                self._end(result)
+        return claimed
+
+    async def _reserve(self, placed: Sequence[tuple[Ask, Wish]], lease: int) -> list[Answer]:
+        client, now = self._client, self._client.clock.now()
+        changes = [
+            client.claims.reserve(
+                ask.name, ask.request, wish, lease=lease, now=now, by=client.asked_by
+            )
+            for ask, wish in placed
+        ]
+        return await client.commit(changes)
+
+    async def _if_mine(self, ask: Ask, wish: Wish, lease: int, answer: Answer) -> Answer:
+        """A name that is taken by the very same request is no conflict.
+
+        A reservation without a host becomes the host's; a claim that an earlier attempt of
+        the same request made elsewhere is this request's own.
+        """
+        if not isinstance(answer.error, NameTaken):
+            return answer
+        client = self._client
+        record = await client.views.find(ask.name)
+        if isinstance(record, Claim) and record.request == ask.request:
+            return Answer(record.revision, record)
+        if not isinstance(record, Hold) or record.request != ask.request:
+            return answer
+        bind = client.claims.bind(
+            record, wish, lease=lease, now=client.clock.now(), by=client.asked_by
+        )
+        (bound,) = await client.commit([bind])
+        return bound
+
+    async def _await_devices(self, asks: Sequence[Ask], claimed: Sequence[Claim]) -> list[Ask]:
+        """Wait for devices; returns the asks that were refused for want of room."""
+        by_name = {ask.name: ask for ask in asks}
+        again: list[Ask] = []
+
+        def ended(claim: Claim, error: MdevnsError | None) -> None:
+            ask = by_name[claim.name]
+            if isinstance(error, NoCapacity) and ask.parent is None:
+                self._full.add((claim.host, claim.parent, claim.type))
+                again.append(ask)
+            else:
+                self._end(Result(claim.name, None if error else claim, error))
+
+        await await_made(self._client.store, self._client.keys, claimed, ended)
+        return again
+
+
+def _unplaced(ask: Ask, fitting: Sequence[ParentView]) -> MdevnsError:
+    """Why there is no place for it: nothing of the kind, nobody there, or no room."""
+    where = f"host {ask.host}" if ask.host else "the cluster"
+    if not fitting and ask.parent is not None:
+        what = f"parent {ask.parent}"
+        return NotFound(
+            what, f"no such parent on {where}", "see: mdevns parents", errno_name="ENODEV"
+        )
+    offering = [view for view in fitting if any(t.type == ask.type for t in view.value.types)]
+    if not offering:
+        return NotFound(f"type {ask.type}", f"no parent of {where} offers it", "see: mdevns types")
+    if not any(view.alive for view in offering):
+        hosts = ", ".join(sorted({view.host for view in offering}))
+        return HostDown(
+            f"host {hosts}", "cannot be reached, so nobody can make it now", "see: mdevns hosts"
+        )
+    return NoCapacity(
+        f"type {ask.type}", f"no parent of {where} has room for it", "see: mdevns parents"
+    )

@@ -1,0 +1,100 @@
+"""Reservations: a name held on a lease with no host yet; renewed, and given back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.claims import Hold
+from coordinator.client import Result
+from coordinator.errors import InUse, MdevnsError, Moved, TryAgain
+from coordinator.model import Claim, Unreadable
+from coordinator.states import ClaimState
+from coordinator.views import not_found, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from coordinator.client import Client
+    from coordinator.model import Name
+    from coordinator.transactions import Change
+    from coordinator.views import Record
+
+__all__ = ["release", "renew", "reserve"]
+
+_ATTEMPTS = 5  # how often a reservation that moved under us is read again before we say so
+
+
+async def reserve(client: Client, names: Sequence[Name], *, request: str, ttl: int) -> list[Result]:
+    """Hold names for `ttl` seconds, in one commit for 126 of them.
+
+    The same request for the same name again is answered as the first was.
+    """
+    lease = await client.leases.get(ttl)
+    now = client.clock.now()
+    changes = [
+        client.claims.reserve(name, request, None, lease=lease, now=now, by=client.asked_by)
+        for name in names
+    ]
+    answers = await client.commit(changes)
+    return [
+        await client.result(name, answer, Hold(name, request, answer.revision, lease))
+        for name, answer in zip(names, answers, strict=True)
+    ]
+
+
+async def renew(client: Client, name: Name, *, ttl: int) -> Result:
+    """Hold a reservation for `ttl` seconds from now on, under a newer lease."""
+
+    async def renewal(held: Claim | Hold) -> Change:
+        return client.claims.renew(held, lease=await client.leases.get(ttl))
+
+    return await _on_reservation(client, name, renewal)
+
+
+async def release(client: Client, name: Name) -> Result:
+    """Give a reservation back."""
+
+    async def cancellation(held: Claim | Hold) -> Change:
+        return client.claims.cancel(held)
+
+    return await _on_reservation(client, name, cancellation)
+
+
+async def _on_reservation(
+    client: Client, name: Name, build: Callable[[Claim | Hold], Awaitable[Change]]
+) -> Result:
+    """Read it, change it; and again when it moved between the two."""
+    result = Result(name)
+    for _ in range(_ATTEMPTS):
+        record = await client.views.find(name)
+        if not isinstance(record, Claim | Hold) or (error := _no_reservation(record)):
+            return Result(name, error=_absent(name, record) or error)
+        (answer,) = await client.commit([await build(record)])
+        result = await client.result(name, answer, answer.claim)
+        if not isinstance(result.error, Moved):
+            break
+    return result
+
+
+def _absent(name: Name, record: Record | None) -> MdevnsError | None:
+    if record is None:
+        return not_found(name)
+    return unreadable(name, record) if isinstance(record, Unreadable) else None
+
+
+def _no_reservation(held: Claim | Hold) -> MdevnsError | None:
+    """Why it is none, if it is none."""
+    if isinstance(held, Hold) or held.state is ClaimState.RESERVED:
+        return None
+    if held.state in (ClaimState.CREATING, ClaimState.REMOVING):
+        why = f"is past being reserved: {held.holder}"
+        return TryAgain(
+            held.name, why, f"see: mdevns show {held.name}", name=held.name, holder=held.holder
+        )
+    return InUse(
+        held.name,
+        f"is no reservation but held by {held.holder}",
+        f"to remove it: mdevns remove {held.name}",
+        name=held.name,
+        holder=held.holder,
+    )

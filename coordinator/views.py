@@ -1,0 +1,252 @@
+"""Looking: names, hosts and parents. Writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.claims import Hold
+from coordinator.errors import Holder, MdevnsError, NotFound
+from coordinator.keys import last_part
+from coordinator.model import (
+    Claim,
+    MachineValue,
+    Name,
+    NameValue,
+    ParentValue,
+    SessionValue,
+    Unreadable,
+    decode,
+    read_claim,
+)
+from coordinator.sequences import batched
+from coordinator.states import ClaimState
+from coordinator.store import MAX_TXN_OPS, Range, RangeResult, Txn, get, pages, prefix
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    from coordinator.keys import Keys
+    from coordinator.store import KeyValue, Store
+
+__all__ = ["HostView", "ParentView", "Record", "Views", "not_found", "unreadable"]
+
+Record = Claim | Hold | Unreadable
+"""What a name can be held by."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host: whether its agent is seen, and how many claims it has in which state."""
+
+    host: str
+    session: SessionValue | None
+    claims: Mapping[str, int]
+
+    @property
+    def alive(self) -> bool:
+        """Whether its agent has a session. Without one nothing is lost: it is only not seen."""
+        return self.session is not None
+
+
+@dataclass(frozen=True, slots=True)
+class ParentView:
+    """A parent of a host and its types; `alive` is its host's."""
+
+    host: str
+    parent: str
+    alive: bool
+    value: ParentValue
+
+
+class Views:
+    """Reads of one cluster, linearizable."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store, self._keys = store, keys
+
+    async def find(self, name: Name) -> Record | None:
+        """What holds a name, or None when it is free."""
+        return (await self.find_all([name]))[name]
+
+    async def find_all(self, names: Sequence[Name]) -> dict[Name, Record | None]:
+        """What holds each of `names`. Two reads for up to 128 of them."""
+        found: dict[Name, Record | None] = {}
+        for some in batched(names, MAX_TXN_OPS):
+            taken = await self._gets([self._keys.name(name) for name in some])
+            found |= await self._followed(dict(zip(some, taken, strict=True)))
+        return found
+
+    async def holder(self, name: Name) -> Holder | None:
+        """Who holds a name, with parent and state; None when it is free."""
+        record = await self.find(name)
+        if isinstance(record, Unreadable):
+            return Holder(None, None, "unreadable")
+        return record.holder if record is not None else None
+
+    async def records(
+        self, *, host: str | None = None, state: str | None = None, type_: str | None = None
+    ) -> AsyncIterator[Record]:
+        """All names and what holds them, in the order of names, in constant memory."""
+        records = self._list_host(host) if host is not None else self._list_all()
+        async for record in records:
+            if _matches(record, state, type_):
+                yield record
+
+    async def hosts(self) -> list[str]:
+        """All enrolled hosts, in order."""
+        hosts = []
+        async for page in pages(self._store, prefix(self._keys.machines)):
+            values = (decode(kv, MachineValue) for kv in page.kvs)
+            hosts += [value.host for value in values if isinstance(value, MachineValue)]
+        return sorted(hosts)
+
+    async def host_views(self) -> list[HostView]:
+        """All hosts with their sessions and the number of their claims by state."""
+        hosts = await self.hosts()
+        sessions = await self._sessions(hosts)
+        counts = await asyncio.gather(*(self._count(host) for host in hosts))
+        return [
+            HostView(host, sessions[host], count) for host, count in zip(hosts, counts, strict=True)
+        ]
+
+    async def parents(self, hosts: Sequence[str] | None = None) -> list[ParentView]:
+        """The parents of `hosts`, or of all, in the order of host and parent.
+
+        Raises:
+            NotFound: a host that is named has never enrolled.
+        """
+        wanted = await self.hosts() if hosts is None else list(hosts)
+        views: list[ParentView] = []
+        for some in batched(wanted, MAX_TXN_OPS // 3):
+            ranges = [
+                read
+                for host in some
+                for read in (
+                    get(self._keys.identity(host)),
+                    get(self._keys.session(host)),
+                    prefix(self._keys.parents(host)),
+                )
+            ]
+            answers = iter(await self._read(ranges))
+            for host in some:
+                identity, session, parents = next(answers), next(answers), next(answers)
+                if identity.first is None:
+                    raise NotFound(f"host {host}", "no such host", "see: mdevns hosts")
+                views += _parent_views(host, alive=session.first is not None, kvs=parents.kvs)
+        return views
+
+    async def _gets(self, keys: Iterable[str]) -> list[KeyValue | None]:
+        return [answer.first for answer in await self._read([get(key) for key in keys])]
+
+    async def _read(self, ranges: Sequence[Range]) -> list[RangeResult]:
+        """Many reads at one revision, in one request for each 128 of them."""
+        answers: list[RangeResult] = []
+        for some in batched(ranges, MAX_TXN_OPS):
+            answers += (await self._store.txn(Txn(success=some))).ranges()
+        return answers
+
+    async def _sessions(self, hosts: Sequence[str]) -> dict[str, SessionValue | None]:
+        kvs = await self._gets(self._keys.session(host) for host in hosts)
+        return {host: _session(kv) for host, kv in zip(hosts, kvs, strict=True)}
+
+    async def _count(self, host: str) -> dict[str, int]:
+        counts: Counter[str] = Counter(dict.fromkeys((state.value for state in ClaimState), 0))
+        async for record in self._list_host(host):
+            counts["unreadable" if isinstance(record, Unreadable) else _state(record)] += 1
+        return dict(counts)
+
+    async def _list_host(self, host: str) -> AsyncIterator[Record]:
+        async for page in pages(self._store, prefix(self._keys.claims(host))):
+            for kv in page.kvs:
+                yield read_claim(kv)
+
+    async def _list_all(self) -> AsyncIterator[Record]:
+        async for page in pages(self._store, prefix(self._keys.names)):
+            for kvs in batched(page.kvs, MAX_TXN_OPS):
+                taken = {Name(last_part(kv.key)): kv for kv in kvs}
+                for record in (await self._followed(taken, page.revision)).values():
+                    if record is not None:
+                        yield record
+
+    async def _followed(
+        self, taken: Mapping[Name, KeyValue | None], revision: int = 0
+    ) -> dict[Name, Record | None]:
+        """Follow each name to its claim. A name that moved between the two reads is read again."""
+        records: dict[Name, Record | None] = {}
+        claims: dict[Name, str] = {}
+        for name, kv in taken.items():
+            records[name], host = _held(name, kv)
+            if host is not None:
+                claims[name] = self._keys.claim(host, name)
+        reads = await self._read([Range(key, revision=revision) for key in claims.values()])
+        for (name, key), read in zip(claims.items(), reads, strict=True):
+            if read.first is not None:
+                records[name] = read_claim(read.first)
+                continue
+            again = None if revision else (await self._gets([self._keys.name(name)]))[0]
+            known = taken[name]
+            if again is not None and known is not None and again != known:
+                records |= await self._followed({name: again})
+            elif revision or again is not None:
+                records[name] = Unreadable(key, "the name is taken and has no claim", 0)
+        return records
+
+
+def _state(record: Claim | Hold) -> str:
+    return record.state.value if isinstance(record, Claim) else ClaimState.RESERVED.value
+
+
+def _matches(record: Record, state: str | None, type_: str | None) -> bool:
+    if isinstance(record, Unreadable):
+        return state is None and type_ is None
+    if state is not None and _state(record) != state:
+        return False
+    return type_ is None or (isinstance(record, Claim) and record.type == type_)
+
+
+def _session(kv: KeyValue | None) -> SessionValue | None:
+    if kv is None:
+        return None
+    value = decode(kv, SessionValue)
+    # A session that cannot be read is one of a newer agent: it is alive all the same.
+    return (
+        SessionValue(instance="", boot_id="", version="?")
+        if isinstance(value, Unreadable)
+        else value
+    )
+
+
+def _held(name: Name, kv: KeyValue | None) -> tuple[Record | None, str | None]:
+    """What a name's own record says: a hold, something unreadable, or the host to ask."""
+    if kv is None:
+        return None, None
+    value = decode(kv, NameValue)
+    if isinstance(value, Unreadable):
+        return value, None
+    if value.host is None:
+        return Hold(name, value.request, kv.mod_revision, kv.lease), None
+    return None, value.host
+
+
+def _parent_views(host: str, *, alive: bool, kvs: Iterable[KeyValue]) -> list[ParentView]:
+    values = ((last_part(kv.key), decode(kv, ParentValue)) for kv in kvs)
+    return [
+        ParentView(host, parent, alive, value)
+        for parent, value in values
+        if isinstance(value, ParentValue)
+    ]
+
+
+def not_found(name: Name) -> MdevnsError:
+    """The error for a name that nobody holds."""
+    return NotFound(name, "nobody holds this name", "see: mdevns list", name=name)
+
+
+def unreadable(name: Name, record: Unreadable) -> MdevnsError:
+    """The error for a name whose record cannot be read: nothing is done about it."""
+    return MdevnsError(
+        name, f"its record cannot be read: {record.why}", "see: mdevns check", name=name
+    )

@@ -1,0 +1,199 @@
+"""One host's agent: enrol, scan, reconcile, watch; and again when it was fenced.
+
+An enrolment is one object that lives until it is no longer in force or the agent is stopped.
+Nothing of it survives into the next but what the kernel, the store and the locks of workers
+hold, which is also all that is left of an agent that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.enrolment import Enrolment, Parts, unless
+from agent.locks import AgentLock
+from agent.workers import Workers
+from coordinator.clock import SystemClock
+from coordinator.errors import Misconfigured, NotAllowed, StoreError
+from coordinator.etcd import EtcdStore
+from coordinator.keys import Keys
+from coordinator.model import parse_label
+from coordinator.session import Enroller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from agent.bus import Bus
+    from coordinator.session import Session
+
+__all__ = ["Agent", "AgentSettings", "open_bus", "run"]
+
+_log = structlog.get_logger()
+
+_ETCD_LEASE_FLOOR = 2  # seconds; etcd grants no shorter lease (measured)
+_STORE_AGAIN = 1.0  # seconds between tries at a store that failed an enrolment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """How an agent runs. Times in seconds.
+
+    `bus` is `sysfs` or `sim:DIR`; `rescan` how often the bus is looked at without any event,
+    `resync` how often the claims are listed again; `per_parent` how many writes a parent is
+    given at a time.
+    """
+
+    host: str
+    bus: str = "sysfs"
+    endpoints: Sequence[str] = ("http://127.0.0.1:2379",)
+    cluster: str = "default"
+    timeout: float = 10.0
+    session_ttl: int = 10
+    rescan: float = 1.0
+    resync: float = 300.0
+    per_parent: int = 4
+    run_dir: Path | None = None
+    verbose: bool = False
+
+
+def open_bus(spec: str, run_dir: Path | None) -> tuple[Bus, Path]:
+    """The bus of a spec, and the directory for what lives as long as a boot.
+
+    Raises:
+        Misconfigured: the spec is neither `sysfs` nor `sim:DIR`.
+    """
+    if spec == "sysfs":
+        from agent.sysfs import SysfsBus  # noqa: PLC0415 - one of the two is needed
+
+        where = run_dir or Path("/run/mdevns")
+        return SysfsBus(Path("/"), where), where
+    if spec.startswith("sim:") and spec != "sim:":
+        from agent.simulated import SimulatedBus  # noqa: PLC0415 - one of the two is needed
+
+        bus = SimulatedBus(Path(spec.removeprefix("sim:")))
+        return bus, run_dir or bus.run_dir
+    raise Misconfigured(f"bus {spec}", "is neither sysfs nor sim:DIR", "see: mdevns agent --help")
+
+
+def run(settings: AgentSettings) -> None:
+    """Run an agent in the foreground until SIGTERM or SIGINT.
+
+    Raises:
+        MdevnsError: it cannot run here: the host name is not one, the bus is not ours to
+            write, another agent runs on this machine, or another machine has the host name.
+    """
+    from agent.logs import configure  # noqa: PLC0415 - logging is set up by whoever runs one
+
+    configure(verbose=settings.verbose)
+    _check(settings)
+    bus, run_dir = open_bus(settings.bus, settings.run_dir)
+    problem = bus.problem()
+    if problem is not None:
+        raise NotAllowed(f"bus {settings.bus}", problem)
+    with AgentLock(run_dir):
+        asyncio.run(_serve(settings, bus, run_dir))
+
+
+def _check(settings: AgentSettings) -> None:
+    parse_label(settings.host, "host name")
+    parse_label(settings.cluster, "cluster name")
+    if settings.session_ttl < _ETCD_LEASE_FLOOR:
+        raise Misconfigured(
+            f"session-ttl {settings.session_ttl}",
+            f"etcd grants no lease under {_ETCD_LEASE_FLOOR} s",
+            f"use {_ETCD_LEASE_FLOOR} or more",
+        )
+
+
+async def _serve(settings: AgentSettings, bus: Bus, run_dir: Path) -> None:
+    store = EtcdStore(settings.endpoints, timeout=settings.timeout)
+    parts = Parts(
+        store=store,
+        keys=Keys(settings.cluster),
+        clock=SystemClock(),
+        # Seeded by the system: no two agents may ever draw the same instance id.
+        rng=random.Random(secrets.randbits(256)),  # noqa: S311 - see above
+        bus=bus,
+        workers=Workers(bus.spec, run_dir, per_parent=settings.per_parent),
+    )
+    agent = Agent(settings, parts)
+    try:
+        with _signals(agent.stop):
+            await agent.run()
+    finally:
+        await store.close()
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(one, stop.set)
+    try:
+        yield
+    finally:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(one)
+
+
+class Agent:
+    """The agent of a host; set `stop` and it ends after what the kernel is doing."""
+
+    def __init__(self, settings: AgentSettings, parts: Parts) -> None:
+        self._settings, self._parts = settings, parts
+        self.stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Enrol and serve, again and again, until stopped.
+
+        Raises:
+            NotAllowed: another machine has this host name, or this machine another one.
+        """
+        while not self.stop.is_set():
+            # Orders of an enrolment before this one, by whichever agent, that have not begun
+            # never will; those that have are in flight for whoever looks from here on.
+            await asyncio.to_thread(self._parts.workers.new_generation)
+            boot_id = self._parts.bus.boot_id()
+            session = await self._enrol(boot_id)
+            if session is not None:
+                _log.info("enrolled", host=session.host, instance=session.instance)
+                await Enrolment(
+                    self._parts,
+                    session,
+                    boot_id,
+                    ttl=self._settings.session_ttl,
+                    rescan=self._settings.rescan,
+                    resync=self._settings.resync,
+                ).serve(self.stop)
+        _log.info("stopped", host=self._settings.host)
+
+    async def _enrol(self, boot_id: str) -> Session | None:
+        """A session, or None when stopped before there is one."""
+        parts = self._parts
+        enroller = Enroller(
+            parts.store,
+            parts.keys,
+            parts.clock,
+            parts.rng,
+            host=self._settings.host,
+            identity=parts.bus.identity(),
+            boot_id=boot_id,
+            version=version("mdevns"),
+            ttl=self._settings.session_ttl,
+        )
+        while not self.stop.is_set():
+            try:
+                return await unless(self.stop, enroller.enrol())
+            except StoreError as error:
+                _log.warning("cannot enrol", host=self._settings.host, error=error.line)
+                await unless(self.stop, asyncio.sleep(_STORE_AGAIN))
+        return None

@@ -1,0 +1,224 @@
+"""What lives as long as one session is in force: informer, reconciler, reporter, keepalive.
+
+Nothing of it survives into the next but what the kernel, the store and the locks of workers
+hold, which is also all that is left of an agent that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from agent.reconciler import Reconciler
+from agent.reporter import Reporter
+from agent.scanner import Scanner
+from agent.steps import Enrolled
+from coordinator.batch import GroupCommit
+from coordinator.claims import Claims
+from coordinator.errors import Fenced, MdevnsError, StoreError
+from coordinator.informer import Informer
+from coordinator.leases import SharedLeases
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Coroutine
+
+    from agent.bus import Bus, Watcher
+    from agent.workers import Workers
+    from coordinator.clock import Clock
+    from coordinator.keys import Keys
+    from coordinator.model import Name
+    from coordinator.session import Session
+    from coordinator.store import Store
+
+__all__ = ["Enrolment", "Parts", "unless"]
+
+_log = structlog.get_logger()
+
+_GRACE = 20.0  # seconds in which a stop lets the kernel's writes finish
+_AGAIN = 1.0  # seconds between tries at a store that failed
+_GOODBYE = 2.0  # seconds for telling the store that the agent goes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an agent is made of and hands on: everything that touches the world."""
+
+    store: Store
+    keys: Keys
+    clock: Clock
+    rng: random.Random
+    bus: Bus
+    workers: Workers
+
+
+class Enrolment:
+    """Serves one host for as long as its session is in force. Times in seconds."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        session: Session,
+        boot_id: str,
+        *,
+        ttl: int,
+        rescan: float,
+        resync: float,
+    ) -> None:
+        claims = Claims(parts.keys)
+        self._parts, self._session = parts, session
+        self._ttl, self._rescan = ttl, rescan
+        self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng)
+        self._scanner = Scanner(parts.bus, parts.clock, parts.workers.in_flight)
+        self._reporter = Reporter(
+            parts.store,
+            parts.keys,
+            parts.bus,
+            session,
+            claims.in_force(session.host, session.instance),
+        )
+        self._informer = Informer(
+            parts.store,
+            parts.keys,
+            host=session.host,
+            instance=session.instance,
+            resync=resync,
+            changed=self._changed,
+        )
+        self._reconciler = Reconciler(
+            Enrolled(
+                claims=claims,
+                clock=parts.clock,
+                rng=parts.rng,
+                session=session,
+                informer=self._informer,
+                commit=self._commit,
+                leases=SharedLeases(parts.store, parts.clock),
+                bus=parts.bus,
+                workers=parts.workers,
+                scanner=self._scanner,
+                reporter=self._reporter,
+                boot_id=boot_id,
+            )
+        )
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serve until fenced, or until `stop`: then finish what the kernel was given."""
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                self._inform(),
+                self._report(),
+                self._look_again(),
+                self._session.keep(self._ttl),
+                self._fenced(),
+            )
+        ]
+        stopped = asyncio.create_task(stop.wait())
+        hints = self._listen()
+        try:
+            await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                await self._reconciler.stop(_GRACE)
+                await self._say_goodbye()
+            else:
+                _log.warning("fenced", host=self._session.host, why=_why(tasks))
+        finally:
+            self._stop_listening(hints)
+            await self._reconciler.abandon()
+            for task in (*tasks, stopped):
+                task.cancel()
+            results = await asyncio.gather(*tasks, stopped, return_exceptions=True)
+            await self._commit.close()
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, Fenced):
+                raise result  # a defect: what ends an enrolment is Fenced, or a stop
+
+    # What runs side by side.
+
+    async def _inform(self) -> None:
+        while True:
+            try:
+                await self._informer.run()
+            except StoreError as error:
+                _log.warning("cannot list claims", host=self._session.host, error=error.line)
+                await asyncio.sleep(_AGAIN)
+
+    async def _report(self) -> None:
+        while True:
+            try:
+                await self._reporter.run()
+            except StoreError as error:
+                _log.warning("cannot report", host=self._session.host, error=error.line)
+                await asyncio.sleep(_AGAIN)
+
+    async def _look_again(self) -> None:
+        """Everything is looked at by the clock too: events can be lost, or not be there."""
+        await self._informer.listed.wait()
+        while True:
+            try:
+                await self._reconciler.poke_all()
+            except OSError as error:
+                _log.warning("cannot scan", host=self._session.host, error=str(error))
+            self._reporter.poke()
+            await asyncio.sleep(self._rescan)
+
+    async def _fenced(self) -> None:
+        raise await self._reconciler.fenced
+
+    # Hints.
+
+    def _changed(self, names: frozenset[Name]) -> None:
+        self._reconciler.poke(names)
+
+    def _listen(self) -> Watcher | None:
+        watcher = self._parts.bus.watch()
+        if watcher is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(watcher.fileno(), self._hinted, watcher)
+        return watcher
+
+    def _hinted(self, watcher: Watcher) -> None:
+        names = watcher.drain()
+        self._scanner.stirred(names)
+        self._reconciler.poke(names)
+        self._reporter.poke()
+
+    def _stop_listening(self, watcher: Watcher | None) -> None:
+        if watcher is not None:
+            asyncio.get_running_loop().remove_reader(watcher.fileno())
+            watcher.close()
+
+    async def _say_goodbye(self) -> None:
+        """Give the session back, so that the host is seen to be down at once."""
+        with suppress(StoreError, TimeoutError):  # it lapses by itself all the same
+            async with asyncio.timeout(_GOODBYE):
+                await self._parts.store.revoke(self._session.lease)
+
+
+def _why(tasks: list[asyncio.Task[None]]) -> str:
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            error = task.exception()
+            return (
+                error.line if isinstance(error, MdevnsError) else str(error or "the session lapsed")
+            )
+    return "the session lapsed"
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[None, None, T]) -> T | None:
+    """The result of `work`, or None (and `work` is cancelled) when `stop` is set first."""
+    working, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopped.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)

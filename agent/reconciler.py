@@ -1,0 +1,149 @@
+"""Which names are looked at, and when; for each, read the claim, look, decide, one step.
+
+Steps on one name are serial; names go side by side, and their transactions are gathered. A
+decision rests on a scan that began after the claim's revision was read, with no write in
+flight on the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.reconcile import Action, Facts, decide, sight_of
+from agent.steps import Again, Enrolled, Steps
+from coordinator.errors import Fenced, LeaseGone, MdevnsError, Moved
+from coordinator.model import Unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent.bus import Device
+    from agent.scanner import Look
+    from coordinator.model import Claim, Name
+
+__all__ = ["Reconciler"]
+
+_log = structlog.get_logger()
+
+_RETRY_FIRST, _RETRY_MOST = 0.1, 2.0  # seconds between looks at what does not go yet
+
+
+class Reconciler:
+    """One enrolment's work on its host's names."""
+
+    def __init__(self, enrolled: Enrolled) -> None:
+        self._e, self._steps = enrolled, Steps(enrolled)
+        self._dirty: set[Name] = set()
+        self._tasks: dict[Name, asyncio.Task[None]] = {}
+        self._tries: dict[Name, int] = {}
+        self._stopping = False
+        self.fenced: asyncio.Future[MdevnsError] = asyncio.get_running_loop().create_future()
+        """Done when the enrolment is no longer in force, with the reason."""
+
+    def poke(self, names: Iterable[Name]) -> None:
+        """Something may have changed for these names."""
+        if self._stopping or not self._e.informer.listed.is_set():
+            return  # before the claims are listed, "no claim" would be a guess
+        for name in names:
+            self._dirty.add(name)
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._work(name))
+
+    async def poke_all(self) -> None:
+        """Look at every name that has a claim, a device or a finding.
+
+        Raises:
+            OSError: the bus could not be scanned.
+        """
+        look = await self._e.scanner.fresh()
+        self.poke({*self._e.informer.names(), *look.scan.devices, *self._e.reporter.known()})
+
+    async def stop(self, grace: float) -> None:
+        """Begin nothing more; finish within `grace` seconds what the kernel was given."""
+        self._stopping = True
+        await self._e.workers.stop(grace)
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=grace)
+
+    async def abandon(self) -> None:
+        """Drop everything now. What the kernel was given goes on, and its locks tell."""
+        self._stopping = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _work(self, name: Name) -> None:
+        try:
+            while name in self._dirty and not self._stopping:
+                self._dirty.discard(name)
+                self._look_again(name, await self._try_step(name))
+        finally:
+            del self._tasks[name]
+            self._dirty.discard(name)
+
+    async def _try_step(self, name: Name) -> Again | float:
+        """One step; whatever fails is tried again, but for the enrolment's own end."""
+        try:
+            return await self._step(name)
+        except Fenced as error:
+            if not self.fenced.done():
+                self.fenced.set_result(error)
+            self._stopping = True
+            return Again.NOT
+        except Moved:
+            return Again.LATER  # the watch brings what it is now; this is for a lost watch
+        except LeaseGone as error:
+            self._e.leases.forget()  # revoked before its time; another one is granted
+            _log.warning("step failed", name=name, error=error.line)
+        except (MdevnsError, OSError) as error:
+            _log.warning("step failed", name=name, error=str(error))
+        except Exception:  # noqa: BLE001 - a defect met one name: told, and the others go on
+            _log.exception("step failed by a defect", name=name)
+        return Again.LATER
+
+    def _look_again(self, name: Name, when: Again | float) -> None:
+        if when is Again.NOT:
+            self._tries.pop(name, None)
+        elif when is Again.NOW:
+            self._dirty.add(name)
+        else:
+            seconds = self._backoff(name) if when is Again.LATER else when
+            asyncio.get_running_loop().call_later(seconds, self.poke, (name,))
+
+    def _backoff(self, name: Name) -> float:
+        tries = self._tries[name] = min(self._tries.get(name, 0) + 1, 10)
+        return min(_RETRY_MOST, _RETRY_FIRST * 2.0**tries) * self._e.rng.uniform(0.5, 1.0)
+
+    async def _step(self, name: Name) -> Again | float:
+        claim = self._e.informer.get(name)
+        if isinstance(claim, Unreadable):
+            return Again.NOT  # `check` tells; nothing is done about what cannot be read
+        look = await self._e.scanner.fresh()
+        if look.scan.boot_id != self._e.boot_id:
+            host = f"host {self._e.session.host}"
+            raise Fenced(host, "was rebooted under its agent", "it enrols again")
+        device = look.device(name)
+        decision = decide(claim, self._facts(name, claim, device, look))
+        if decision.action is Action.WAIT:
+            return (device and self._e.scanner.settled_in(name)) or Again.LATER
+        if claim is not None:
+            return await self._steps.claimed(claim, device, decision)
+        if device is not None:
+            return await self._steps.unclaimed(name, device)
+        self._steps.forget(name)
+        return Again.NOT
+
+    def _facts(self, name: Name, claim: Claim | None, device: Device | None, look: Look) -> Facts:
+        parent, type_ = (device.parent, device.type) if device else (None, None)
+        return Facts(
+            boot_id=self._e.boot_id,
+            sight=sight_of(claim, look.scan.presence(name), parent, type_),
+            settled=self._e.scanner.settled_in(name) <= 0,
+            in_flight=name in look.in_flight,
+            offers=claim is not None and look.scan.offers(claim.parent, claim.type),
+            refusal=self._steps.refusal(name),
+        )

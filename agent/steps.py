@@ -1,0 +1,300 @@
+"""The steps that `decide` asks for, carried out: kernel writes and transitions.
+
+Each returns when to look at the name again. A step that a crash cuts off anywhere leaves a
+claim and a device for which `decide` has an answer; none needs to be finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.reconcile import Action, Decision, Refusal, Write
+from agent.workers import Order, OrderKind
+from coordinator.claims import Failure
+from coordinator.errors import NameTaken
+from coordinator.model import FindingKind, FindingValue, LastError
+from coordinator.states import ClaimEvent, ClaimState, transition
+
+if TYPE_CHECKING:
+    import random
+
+    from agent.bus import Bus, Device
+    from agent.reporter import Reporter
+    from agent.scanner import Scanner
+    from agent.workers import Answer as Written
+    from agent.workers import Workers
+    from coordinator.batch import GroupCommit
+    from coordinator.claims import Claims
+    from coordinator.clock import Clock
+    from coordinator.informer import Informer
+    from coordinator.leases import SharedLeases
+    from coordinator.model import Claim, Name
+    from coordinator.session import Session
+    from coordinator.transactions import Change, Guard
+
+__all__ = ["Again", "Enrolled", "Steps"]
+
+_log = structlog.get_logger()
+
+_OUTCOME_TTL = 300  # seconds for which whoever waits can learn how a request failed
+_CONFLICT_AGAIN = 30.0  # seconds after which a name held elsewhere is asked for again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """What the work on names needs, for as long as one session is in force."""
+
+    claims: Claims
+    clock: Clock
+    rng: random.Random
+    session: Session
+    informer: Informer
+    commit: GroupCommit
+    leases: SharedLeases
+    bus: Bus
+    workers: Workers
+    scanner: Scanner
+    reporter: Reporter
+    boot_id: str
+
+
+class Again(Enum):
+    """When to look at a name again after a step."""
+
+    NOT = "not until something is heard of it"
+    NOW = "now"
+    LATER = "after a while, which grows"
+
+
+class Steps:
+    """Carries out single steps; what it remembers is the kernel's last refusal for a name."""
+
+    def __init__(self, enrolled: Enrolled) -> None:
+        self._e = enrolled
+        session = enrolled.session
+        self._in_force = enrolled.claims.in_force(session.host, session.instance)
+        self._no_hold = enrolled.claims.no_hold()
+        self._refusals: dict[Name, Refusal] = {}
+        self._adopt_after: dict[Name, float] = {}
+
+    def refusal(self, name: Name) -> Refusal | None:
+        """The kernel's answer to our last write for the name, if it was no."""
+        return self._refusals.get(name)
+
+    def forget(self, name: Name) -> None:
+        """The name has neither a claim nor a device here."""
+        self._refusals.pop(name, None)
+        self._adopt_after.pop(name, None)
+        self._e.reporter.found(name, None)
+
+    async def unclaimed(self, name: Name, device: Device) -> Again:
+        """Adopt: claim the name of somebody else's device. Held elsewhere, it is a conflict."""
+        now = self._e.clock.boottime()
+        if device.type is None or now < self._adopt_after.get(name, 0.0):
+            return Again.NOT
+        change = self._e.claims.adopt_free(
+            name,
+            f"adopt-{self._e.rng.getrandbits(64):016x}",
+            host=self._e.session.host,
+            parent=device.parent,
+            type_=device.type,
+            boot_id=self._e.boot_id,
+            now=self._e.clock.now(),
+        )
+        answer = await self._e.commit.change(self._guards(None, ClaimEvent.ADOPT), change)
+        if isinstance(answer.error, NameTaken):
+            if answer.error.holder and answer.error.holder.host == self._e.session.host:
+                return Again.LATER  # claimed for this host a moment ago; the watch will tell
+            self._adopt_after[name] = now + _CONFLICT_AGAIN
+            self._e.reporter.found(name, _conflict(device, answer.error))
+            return Again.NOT
+        self._e.informer.learn(name, answer.revision, answer.made())
+        self._e.reporter.found(name, None)
+        _log.info("adopted", name=name, parent=device.parent, type=device.type)
+        return Again.NOT
+
+    async def claimed(self, claim: Claim, device: Device | None, decision: Decision) -> Again:
+        """The step of a name that has a claim here.
+
+        Raises:
+            Moved: the claim is no longer as it was read.
+            Fenced: the enrolment is no longer in force.
+            StoreError: the store failed; nothing is unknown.
+        """
+        self._e.reporter.found(claim.name, None)
+        match decision.action:
+            case Action.BEGIN:
+                step = self._begin(claim)
+            case Action.CONFIGURE:
+                step = self._configure(claim)
+            case Action.REMOVE:
+                step = self._remove(claim)
+            case Action.ADOPT_OVER | Action.FAIL_AND_ADOPT if device and device.type:
+                step = self._adopt_over(claim, device.parent, device.type, decision)
+            case Action.REFUSE | Action.ABORT | Action.UNDO:
+                step = self._fail(claim, decision)
+            case Action.LOSE | Action.RESTORE | Action.RELEASE:
+                step = self._conclude(claim, decision)
+            case _:
+                return Again.NOT
+        return await step
+
+    # Around the kernel's write.
+
+    async def _begin(self, claim: Claim) -> Again:
+        """Begin, create, attributes, activate. Every write to `create` follows a begin.
+
+        The begin detaches the reservation's lease, so from here on nothing but this host
+        frees the name, whatever becomes of this agent.
+        """
+        begin = self._e.claims.begin(claim, boot_id=self._e.boot_id, now=self._e.clock.now())
+        begun = await self._change(ClaimEvent.BEGIN, claim, begin)
+        assert begun is not None
+        written = await self._order(OrderKind.CREATE, begun)
+        if written.begun and written.known and (written.errno is None or written.attribute):
+            self._e.scanner.made(claim.name)
+        return await self._created(begun, written)
+
+    async def _configure(self, claim: Claim) -> Again:
+        """The device is there: its attributes again (they are idempotent), then activate."""
+        if not claim.attrs:
+            return await self._activate(claim)
+        return await self._created(claim, await self._order(OrderKind.CONFIGURE, claim))
+
+    async def _created(self, claim: Claim, written: Written) -> Again:
+        if not written.begun or not written.known:
+            return Again.LATER
+        if written.errno is None:
+            return await self._activate(claim)
+        write = Write.ATTRIBUTE if written.attribute else Write.CREATE
+        return self._refused(claim, write, written)
+
+    async def _activate(self, claim: Claim) -> Again:
+        change = self._e.claims.activate(claim, boot_id=self._e.boot_id, now=self._e.clock.now())
+        await self._change(ClaimEvent.ACTIVATE, claim, change)
+        return Again.NOT
+
+    async def _remove(self, claim: Claim) -> Again:
+        """Remove the device, unless somebody has it open: that is an answer, not a wait."""
+        force = claim.removal is not None and claim.removal.force
+        if not force and await asyncio.to_thread(self._e.bus.busy, claim.name):
+            text = f"{claim.host}/{claim.parent}: something has the device open"
+            self._refusals[claim.name] = Refusal(Write.REMOVE, "EBUSY", text)
+            return Again.NOW
+        written = await self._order(OrderKind.REMOVE, claim)
+        if not written.begun or not written.known:
+            return Again.LATER
+        if written.errno is not None:
+            return self._refused(claim, Write.REMOVE, written)
+        return Again.NOW  # seen absent by a look of its own, and only then released
+
+    async def _order(self, kind: OrderKind, claim: Claim) -> Written:
+        order = Order(
+            kind=kind, name=claim.name, parent=claim.parent, type=claim.type, attrs=claim.attrs
+        )
+        # The deadline is read when a worker takes the order, which may be long from now.
+        written = await self._e.workers.order(order, deadline=lambda: self._e.session.deadline)
+        _log.info(
+            "kernel write",
+            write=kind.value,
+            name=claim.name,
+            parent=claim.parent,
+            type=claim.type,
+            begun=written.begun,
+            errno=written.errno,
+            attribute=written.attribute,
+            why=written.why or None,
+            seconds=round(written.seconds, 4),
+        )
+        self._e.reporter.poke()
+        return written
+
+    def _refused(self, claim: Claim, write: Write, written: Written) -> Again:
+        errno = written.errno or "EIO"
+        what = f"attribute {written.attribute}" if written.attribute else f"to {write.value} it"
+        text = f"{claim.host}/{claim.parent}: the kernel refused {what} ({errno})"
+        self._refusals[claim.name] = Refusal(write, errno, text)
+        # EEXIST: the name is held for a moment, or for long; never a hot loop.
+        return Again.LATER if errno == "EEXIST" else Again.NOW
+
+    # What only the store hears of.
+
+    async def _adopt_over(self, claim: Claim, parent: str, type_: str, decision: Decision) -> Again:
+        failing = decision.action is Action.FAIL_AND_ADOPT
+        change = self._e.claims.adopt_over(
+            claim,
+            parent=parent,
+            type_=type_,
+            boot_id=self._e.boot_id,
+            now=self._e.clock.now(),
+            failure=await self._failure(decision) if failing else None,
+        )
+        await self._change(ClaimEvent.ADOPT, claim, change)
+        _log.warning("adopted", name=claim.name, parent=parent, type=type_)
+        return Again.NOT
+
+    async def _fail(self, claim: Claim, decision: Decision) -> Again:
+        """The request failed: say so, in the transaction that moves the claim on."""
+        failure, now = await self._failure(decision), self._e.clock.now()
+        match decision.action:
+            case Action.REFUSE:
+                event, change = ClaimEvent.CANCEL, self._e.claims.cancel(claim, failure)
+            case Action.ABORT:
+                event, change = ClaimEvent.ABORT, self._e.claims.abort(claim, failure, now=now)
+            case _:
+                event, change = ClaimEvent.UNDO, self._e.claims.undo(claim, failure, now=now)
+        await self._change(event, claim, change)
+        self._refusals.pop(claim.name, None)
+        return Again.NOW
+
+    async def _conclude(self, claim: Claim, decision: Decision) -> Again:
+        claims, now = self._e.claims, self._e.clock.now()
+        match decision.action:
+            case Action.LOSE:
+                event, change = ClaimEvent.LOSE, claims.lose(claim, now=now)
+                _log.warning("device is gone", name=claim.name, parent=claim.parent)
+            case Action.RESTORE:
+                error = self._error(decision)
+                event, change = ClaimEvent.RESTORE, claims.restore(claim, error, now=now)
+            case _:
+                event = ClaimEvent.RELEASE
+                change = claims.release(claim, boot_id=self._e.boot_id, now=now)
+        await self._change(event, claim, change)
+        self._refusals.pop(claim.name, None)
+        return Again.NOW
+
+    async def _change(self, event: ClaimEvent, claim: Claim, change: Change) -> Claim | None:
+        """Make one transition; the informer knows of it before the watch does."""
+        answer = await self._e.commit.change(self._guards(claim.state, event), change)
+        made = answer.made()
+        if answer.revision:
+            self._e.informer.learn(claim.name, answer.revision, made)
+        if event is ClaimEvent.BEGIN:
+            self._refusals.pop(claim.name, None)
+        _log.debug("transition", name=claim.name, event_=event.value, revision=answer.revision)
+        return made
+
+    def _guards(self, state: ClaimState | None, event: ClaimEvent) -> tuple[Guard, ...]:
+        if transition(state, event).during_hold:
+            return (self._in_force,)
+        return (self._in_force, self._no_hold)
+
+    def _error(self, decision: Decision) -> LastError:
+        return LastError(decision.errno or "EIO", decision.text, self._e.clock.now())
+
+    async def _failure(self, decision: Decision) -> Failure:
+        return Failure(self._error(decision), await self._e.leases.get(_OUTCOME_TTL))
+
+
+def _conflict(device: Device, taken: NameTaken) -> FindingValue:
+    return FindingValue(
+        kind=FindingKind.CONFLICT,
+        parent=device.parent,
+        type=device.type,
+        detail=f"on {device.parent}, and the name is held by {taken.holder}",
+    )

@@ -1,0 +1,77 @@
+# Each target sets itself up. `make help` tells what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# The Python that .venv is made from.
+PYTHON ?= python3
+# KEEP=1 leaves the demo's cluster running.
+KEEP ?=
+
+MADE := .venv/made
+
+.PHONY: .venv check clean constraints demo help lab test
+
+help:  ## this list
+	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.venv: $(MADE)  ## the environment, with .venv/bin/mdevns (PYTHON=… to choose the Python)
+
+# The stamp comes last, so that an environment that was half made does not count as made.
+$(MADE): pyproject.toml constraints.txt
+	@$(call make_venv,.venv)
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[embedded,dev]'
+	touch $@
+
+demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 leaves it running)
+	@.venv/bin/mdevns demo $(if $(KEEP),--keep)
+
+test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows no skip)
+	@.venv/bin/pytest tests --ignore=tests/lab
+
+lab: $(MADE)  ## the same on the real kernel, in QEMU guests
+	@.venv/bin/pytest tests/lab
+
+check: $(MADE)  ## ruff and mypy --strict over everything
+	@.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+constraints:  ## write constraints.txt anew from the newest versions that pyproject.toml allows
+	@fresh=$$(mktemp -d)
+	trap 'rm -rf "$$fresh"' EXIT
+	$(call make_venv,"$$fresh")
+	"$$fresh"/bin/pip install --quiet -e '.[embedded,dev]'
+	{
+	    echo '# The versions that were tested, with Python 3.11 and newer. Made by: make constraints'
+	    "$$fresh"/bin/pip freeze --exclude-editable
+	} > "$$fresh"/constraints.txt
+	cp "$$fresh"/constraints.txt constraints.txt
+
+clean:  ## remove what was made here
+	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call make_venv,DIRECTORY): an empty environment, or one line that says what is missing.
+# Debian's python3 has the module venv but not ensurepip, without which it cannot make one.
+define make_venv
+version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) \
+    || { echo "PYTHON=$(PYTHON) does not run; name a Python 3.11 or newer: make PYTHON=…" >&2; exit 1; }
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+    || { echo "$(PYTHON) is Python $$version; name a Python 3.11 or newer: make PYTHON=…" >&2; exit 1; }
+if ! $(PYTHON) -c 'import ensurepip, venv; ensurepip.version()' 2>/dev/null; then
+    if [[ $$EUID != 0 ]] || ! command -v apt-get >/dev/null; then
+        echo "$(PYTHON) cannot make environments; type: sudo apt-get install python3-venv" >&2
+        exit 1
+    fi
+    echo "$(PYTHON) cannot make environments; installing python3-venv"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+fi
+rm -rf $(1)
+$(PYTHON) -m venv $(1)
+endef

@@ -1,0 +1,141 @@
+"""What all tests share: an etcd, Hypothesis' settings, and what CI and cleanliness ask for.
+
+With `CI=true` nothing may be skipped: a skip fails with its reason. Without, a test marked
+`containers` is skipped where there is no Docker daemon. At the end of a session no process
+may be left that a test has started, however indirectly.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import uuid
+import warnings
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import docker
+import hypothesis
+import pytest
+
+from coordinator.embedded import EmbeddedEtcd, wait_until
+from coordinator.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+IN_CI = os.environ.get("CI") == "true"
+# Inherited by every process that a test starts, and by theirs, so that none can hide.
+MARK = ("MDEVNS_TEST_SESSION", uuid.uuid4().hex)
+END_DEADLINE = 10  # seconds for what is just ending
+LEFT = pytest.StashKey[list[str]]()
+
+# Hypothesis would make CI's runs all alike; ours are to find new things and say how to repeat.
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
+
+
+def pytest_configure() -> None:
+    """Choose Hypothesis' settings and mark what we start."""
+    hypothesis.settings.load_profile("ci" if IN_CI else "dev")
+    os.environ.update([MARK])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip by name what needs a Docker daemon, where there is none."""
+    needing = [item for item in items if item.get_closest_marker("containers")]
+    if needing and not docker_runs():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="needs a Docker daemon"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failed one."""
+    report = yield
+    if report.skipped and IN_CI and not hasattr(report, "wasxfail"):
+        _fail(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """In CI a skipped file is a failed one."""
+    report = yield
+    if report.skipped and IN_CI:
+        _fail(report)
+    return report
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid}: CI=true allows no skip: {reason}"
+
+
+@cache
+def docker_runs() -> bool:
+    """Whether a Docker daemon answers."""
+    with warnings.catch_warnings():
+        # Where none does, docker's client drops its socket without closing it.
+        warnings.simplefilter("ignore", ResourceWarning)
+        answers = _docker_answers()
+        gc.collect()
+    return answers
+
+
+def _docker_answers() -> bool:
+    try:
+        with closing(docker.from_env()) as client:
+            return bool(client.ping())
+    except docker.errors.DockerException:
+        return False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session when something that it started is there after everything is torn down.
+
+    Not a fixture: its failure would belong to the last test, which may be expected to fail.
+    """
+    if not wait_until(lambda: not _our_processes(), END_DEADLINE):
+        session.config.stash[LEFT] = [_command(process) for process in _our_processes()]
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was left."""
+    for command in terminalreporter.config.stash.get(LEFT, []):
+        terminalreporter.write_line(f"FAILED: still running: {command}", red=True)
+
+
+def _our_processes() -> list[Path]:
+    return [process for process in Path("/proc").glob("[0-9]*") if _is_ours(process)]
+
+
+def _is_ours(process: Path) -> bool:
+    """Whether it carries this session's mark, or is our child: one that forked has no mark."""
+    try:
+        status = (process / "status").read_text()
+        marked = "=".join(MARK).encode() in (process / "environ").read_bytes()
+    except OSError:  # it just ended, or is another user's
+        return False
+    return (marked or f"PPid:\t{os.getpid()}\n" in status) and "State:\tZ" not in status
+
+
+def _command(process: Path) -> str:
+    line = (process / "cmdline").read_bytes().replace(b"\0", b" ")
+    return f"{process.name} ({line.decode(errors='replace').strip()})"
+
+
+@pytest.fixture(scope="session")
+def etcd() -> Iterator[EmbeddedEtcd]:
+    """A real etcd server, one for the session: take a cluster name of your own in it."""
+    try:
+        server = EmbeddedEtcd()
+        with server:
+            yield server
+    except NotFound as error:
+        pytest.skip(error.line)

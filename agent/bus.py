@@ -101,7 +101,11 @@ class Bus(Protocol):
         ...
 
     def problem(self) -> str | None:
-        """Why devices cannot be made here (missing, not ours to write), or None."""
+        """Why devices cannot be made here yet (no driver, no parent), or None.
+
+        Raises:
+            PermissionError: they never can be, by us.
+        """
         ...
 
     def scan(self) -> Scan:

@@ -1,0 +1,686 @@
+"""The simulated kernel: behaves as kernel-reference.md says, errno by errno.
+
+    DIR/sys, DIR/proc, DIR/etc     what the kernel shows, laid out as the real one's
+    DIR/kernel/state.json          what it knows: placeholders, pools, who holds a device
+    DIR/kernel/lock                its list lock: held for a moment, never for a creation
+    DIR/kernel/dirty               present while state and tree may differ
+    DIR/kernel/nudge               grows when somebody who sleeps should look again
+    DIR/kernel/events              a pipe with the names that changed, for a watcher
+
+There is no process behind it. Whoever comes by, takes the lock and first settles what time
+has brought: a create whose driver is done is a device, whether its writer still lives or not.
+The tree is made from the state; one that a killed process left half made is made again.
+The state outlives any killed process, but not the machine's power.
+
+Starts fast, for the workers.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import stat
+import time
+from contextlib import contextmanager, suppress
+
+from agent.locks import exclusive
+from agent.sysfs import OpenFile, SystemCalls
+
+TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import TypedDict
+
+    class DeviceRecord(TypedDict):
+        """A name on the kernel's list, a device or a placeholder."""
+
+        token: int  # tells it from an earlier device of the same name
+        parent: str
+        type: str
+        phase: str
+        counted: bool  # takes its share of the parent's pool
+        errno: int  # what the driver will say at `ready`; 0: a device
+        since: float
+        shown: float  # when it appears in sysfs …
+        typed: float  # … when its type can be read …
+        ready: float  # … and when create returns; seconds of CLOCK_BOOTTIME
+        removable: bool  # its `remove` file is still there
+        held: bool
+        view: list[str]  # what of it the tree shows
+
+    class ParentRecord(TypedDict):
+        """A parent device; `registered` while its driver is bound."""
+
+        path: str
+        registered: bool
+        token: int  # tells this registration from an earlier one
+        types: dict[str, int]
+        latency: float
+        window: float | None
+        serial: bool
+        core_counts: bool
+        busy_until: float
+        failures: list[int]  # what the driver will say to the next creates
+
+    class State(TypedDict):
+        """The kernel's memory."""
+
+        seed: str
+        boots: int
+        boot_id: str
+        tokens: int
+        linger: float
+        attributes: dict[str, bool]  # each device's attributes; whether they can be written
+        failing: dict[str, int]
+        parents: dict[str, ParentRecord]
+        devices: dict[str, DeviceRecord]
+
+
+__all__ = ["ACTIVE", "COMING", "GOING", "Memory", "SimulatedKernel", "boottime", "failure"]
+
+COMING, ACTIVE, GOING, LINGERING = "coming", "active", "going", "lingering"
+
+_UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_NUMBER = re.compile(rb"\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\n?")
+_TICK = 0.02  # seconds between two looks at the nudge of one who sleeps in the kernel
+_DEVICE, _REMOVE, _BUS, _TYPE = "device", "remove", "bus", "type"  # in the order of appearance
+
+
+def boottime() -> float:
+    """Seconds of CLOCK_BOOTTIME, the same for all processes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def failure(number: int, path: object = None) -> OSError:
+    """The error that the kernel's errno makes."""
+    return OSError(number, os.strerror(number), None if path is None else str(path))
+
+
+def parse_uuid(data: bytes) -> str:
+    """The name in what was written to `create` (Linux: create_store, guid_parse).
+
+    A 37th byte is there for the newline, and nobody looks at it.
+    """
+    if len(data) not in (36, 37) or not _UUID.fullmatch(data[:36]):
+        raise failure(errno.EINVAL)
+    return data[:36].decode().lower()
+
+
+def parse_number(data: bytes) -> int:
+    """The number in what was written to `remove` (Linux: kstrtoul with base 0)."""
+    match = _NUMBER.fullmatch(data)
+    if match is None:
+        raise failure(errno.EINVAL)
+    for digits, base in zip(match.groups(), (16, 8, 10), strict=True):
+        if digits is not None and int(digits, base) < 1 << 64:
+            return int(digits, base)
+    raise failure(errno.ERANGE)
+
+
+class Memory:
+    """The kernel's memory while its lock is held: pure changes of the state, no files."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self.state, self.now = state, now
+        self.devices, self.parents = state["devices"], state["parents"]
+
+    def token(self) -> int:
+        """A number that was not given before."""
+        self.state["tokens"] += 1
+        return self.state["tokens"]
+
+    def registered(self, parent: str) -> ParentRecord | None:
+        """The parent, if a driver is bound to it."""
+        record = self.parents.get(parent)
+        return record if record is not None and record["registered"] else None
+
+    def available(self, parent: str) -> dict[str, int]:
+        """Each type's available instances: what is left of the pool, by what one costs."""
+        types = self.parents[parent]["types"]
+        pool = math.lcm(*types.values()) if types else 0
+        of_parent = (d for d in self.devices.values() if d["parent"] == parent and d["counted"])
+        left = pool - sum(pool // types[device["type"]] for device in of_parent)
+        return {type_: left // (pool // capacity) for type_, capacity in types.items()}
+
+    def begin(self, name: str, parent: str, token: int, type_: str) -> DeviceRecord:
+        """Put the placeholder on the list, as mdev_device_create does under the list lock."""
+        if name in self.devices:  # checked over all parents, and before any capacity
+            raise failure(errno.EEXIST)
+        owner = self.registered(parent)
+        full = self.available(parent)[type_] <= 0
+        if owner is not None and owner["core_counts"] and full:
+            raise failure(errno.EUSERS)
+        if owner is None or owner["token"] != token:
+            raise failure(errno.ENODEV)
+        refusal = errno.ENOSPC if full else next(iter(owner["failures"]), 0)
+        if not full:
+            del owner["failures"][:1]
+        record = self._placeholder(owner, parent, type_, refusal, full=full)
+        self.devices[name] = record
+        return record
+
+    def _placeholder(
+        self, owner: ParentRecord, parent: str, type_: str, refusal: int, *, full: bool
+    ) -> DeviceRecord:
+        latency, window = owner["latency"], owner["window"]
+        window = latency / 4 if window is None else min(window, latency)
+        start = max(self.now, owner["busy_until"]) if owner["serial"] else self.now
+        # A driver sees at once that nothing is left, but even that phantom is met in sysfs.
+        ready = start + (window if full else latency)
+        owner["busy_until"] = ready
+        return {
+            "token": self.token(),
+            "parent": parent,
+            "type": type_,
+            "phase": COMING,
+            "counted": not full,
+            "errno": refusal,
+            "since": self.now,
+            "shown": ready - window,
+            # A create that fails never comes so far that its type could be read.
+            "typed": ready if refusal else ready - window / 2,
+            "ready": ready,
+            "removable": True,
+            "held": False,
+            "view": [],
+        }
+
+    def leave(self, name: str) -> None:
+        """Take a device away: its links go at once, it itself when nobody holds it."""
+        device = self.devices[name]
+        if device["held"]:
+            device["phase"] = GOING
+        elif self.state["linger"]:
+            device["phase"], device["ready"] = LINGERING, self.now + self.state["linger"]
+            device["since"] = self.now
+        else:
+            del self.devices[name]
+
+    def settle(self) -> None:
+        """Let happen what time has brought."""
+        for name, device in list(self.devices.items()):
+            # A clock before its beginning: the machine itself was booted since.
+            due = self.now >= device["ready"] or self.now < device["since"]
+            if due and device["phase"] == COMING and not device["errno"]:
+                device["phase"] = ACTIVE
+                if not self.parents[device["parent"]]["registered"]:
+                    self.leave(name)  # its driver was unbound meanwhile, and waited for it
+            elif due and device["phase"] in (COMING, LINGERING):
+                del self.devices[name]
+
+    def view(self, device: DeviceRecord) -> list[str]:
+        """What of a device sysfs shows now."""
+        phase = device["phase"]
+        if phase == LINGERING or (phase == COMING and self.now < device["shown"]):
+            return []
+        if phase == GOING:
+            return [_DEVICE]
+        removable = [_REMOVE] if device["removable"] else []
+        typed = [_TYPE] if phase == ACTIVE or self.now >= device["typed"] else []
+        return [_DEVICE, *removable, _BUS, *typed]
+
+    def is_still_used(self, parent: str) -> bool:
+        """Whether a device is coming on the parent or is there."""
+        return any(
+            device["parent"] == parent and device["phase"] in (COMING, ACTIVE)
+            for device in self.devices.values()
+        )
+
+    def next_change(self, device: DeviceRecord) -> float | None:
+        """When time alone changes a device next; None: never."""
+        if device["phase"] == COMING:
+            return device["shown"] if self.now < device["shown"] else device["ready"]
+        return device["ready"] if device["phase"] == LINGERING else None
+
+
+class Tree:
+    """What the simulated kernel shows, as files. Each step can be done again."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._bus = root / "sys/bus/mdev/devices"
+        self._class = root / "sys/class/mdev_bus"
+
+    def show_boot(self, state: State) -> None:
+        """The boot id, and the module mdev loaded."""
+        self._class.mkdir(parents=True, exist_ok=True)
+        self._bus.mkdir(parents=True, exist_ok=True)
+        _put(self._root / "proc/sys/kernel/random/boot_id", state["boot_id"])
+
+    def show_parent(self, name: str, parent: ParentRecord) -> None:
+        """A registered parent and its types."""
+        home = self._root / parent["path"]
+        types = home / "mdev_supported_types"
+        for type_ in parent["types"]:
+            (types / type_ / "devices").mkdir(parents=True, exist_ok=True)
+            _put(types / type_ / "device_api", "vfio-pci")
+            for file, text in _about(type_, parent["types"][type_]).items():
+                _put(types / type_ / file, text)
+            _node(types / type_ / "create")
+        _link(self._class / name, home)  # last, as the kernel does
+
+    def hide_parent(self, name: str, parent: ParentRecord, *, keep_types: bool) -> None:
+        """A parent without a driver; its types go after its last device."""
+        home = self._root / parent["path"]
+        home.mkdir(parents=True, exist_ok=True)
+        (self._class / name).unlink(missing_ok=True)  # first, as the kernel does
+        if not keep_types:
+            _clear(home / "mdev_supported_types")
+
+    def show_available(self, parent: ParentRecord, available: dict[str, int]) -> None:
+        """What a parent has left."""
+        types = self._root / parent["path"] / "mdev_supported_types"
+        for type_, count in available.items():
+            _put(types / type_ / "available_instances", str(count))
+
+    def show(
+        self, name: str, device: DeviceRecord, home: str, view: list[str], state: State
+    ) -> None:
+        """Exactly `view` of a device: what came, in the order of its coming, and the reverse."""
+        types = self._root / home / "mdev_supported_types" / device["type"]
+        directory, links = self._root / home / name, types / "devices"
+        if _TYPE not in view:
+            (directory / "mdev_type").unlink(missing_ok=True)
+            (links / name).unlink(missing_ok=True)
+        if _REMOVE not in view:
+            (directory / "remove").unlink(missing_ok=True)
+        if _BUS not in view:
+            (self._bus / name).unlink(missing_ok=True)
+        if _DEVICE not in view:
+            _clear(directory)
+            return
+        if not directory.is_dir():
+            self._make(directory, device, state)
+        if _REMOVE in view:
+            _node(directory / "remove")
+        if _BUS in view:
+            _link(self._bus / name, directory)
+        if _TYPE in view:
+            _link(directory / "mdev_type", types)
+            _link(links / name, directory)
+
+    def _make(self, directory: Path, device: DeviceRecord, state: State) -> None:
+        directory.mkdir()
+        group = self._root / "sys/kernel/iommu_groups" / str(device["token"])
+        _link(directory / "iommu_group", group)
+        for attribute, writable in state["attributes"].items():
+            path = directory / attribute
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(0o644 if writable else 0o444)
+
+    def sweep(self, homes: list[str], known: dict[str, DeviceRecord]) -> None:
+        """Remove all that no name on the list accounts for."""
+        places = [self._bus, *(self._root / home for home in homes)]
+        places += [p for home in places[1:] for p in home.glob("mdev_supported_types/*/devices")]
+        for place in places:
+            for path in place.iterdir() if place.is_dir() else ():
+                if _UUID.fullmatch(path.name.encode()) and path.name not in known:
+                    _clear(path)
+
+    def attribute(self, name: str, attribute: str) -> Path:
+        """The file of a device's attribute."""
+        return self._bus / name / attribute
+
+
+_NAMES = {"mtty-1": "Single port serial", "mtty-2": "Dual port serial"}
+
+
+def _about(type_: str, capacity: int) -> dict[str, str]:
+    if type_ in _NAMES:  # as mtty has it: a name, and no description
+        return {"name": _NAMES[type_]}
+    return {"name": type_, "description": f"simulated, up to {capacity} a parent"}
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file whole, so that nobody reads half of it."""
+    with suppress(FileNotFoundError):
+        if path.read_text() == f"{text}\n":
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(f"{text}\n")
+    temporary.replace(path)
+
+
+def _link(path: Path, target: Path) -> None:
+    with suppress(FileExistsError):
+        path.symlink_to(os.path.relpath(target, path.parent))
+
+
+def _node(path: Path) -> None:
+    """A file to be seen and not to be opened: nobody writes to a kernel that is not there.
+
+    To open a socket's node is ENXIO; a plain file would take what is written and do nothing.
+    """
+    with suppress(FileExistsError):
+        os.mknod(path, stat.S_IFSOCK | 0o200)
+
+
+def _clear(path: Path) -> None:
+    """Remove a file, a link or a whole directory."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for entry in path.iterdir():
+        _clear(entry)
+    path.rmdir()
+
+
+class SimulatedKernel(SystemCalls):
+    """The system calls of a simulated host.
+
+    `clock` gives seconds that all processes share, `pause` sleeps; who waits in the kernel
+    looks every 20 ms whether the `nudge` file grew, and else at the time it knows of.
+
+    `unkillable` is for workers: a write is done by a child with copies of all descriptors, as
+    in the real kernel no SIGKILL frees who is in the midst of one. A worker that is killed
+    leaves it, and with it the lock of the name, until the write returns. Such a kernel also
+    ends with its boot: after a reboot none of its writes reaches the new one.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        privileged: bool = True,
+        unkillable: bool = False,
+        clock: Callable[[], float] = boottime,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.root = root
+        self.tree = Tree(root)
+        self._own = root / "kernel"
+        self._privileged, self._unkillable = privileged, unkillable
+        self._clock, self._pause = clock, pause
+        self._boot_id = self.boot_id() if unkillable else None
+
+    def boot_id(self) -> str:
+        """The boot id as shown."""
+        return (self.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+
+    # -- the memory
+
+    @contextmanager
+    def memory(self) -> Iterator[Memory]:
+        """The kernel's memory, settled, under its lock. What is changed inside is kept."""
+        with exclusive(self._own / "lock"):
+            memory = self._settled()
+            old = {name: device.copy() for name, device in memory.devices.items()}
+            yield memory
+            memory.settle()
+            self._keep(memory, old)
+
+    def look(self) -> Memory:
+        """The kernel's memory as it is now, settled and shown. Changes of it are not kept."""
+        with exclusive(self._own / "lock"):
+            return self._settled()
+
+    def _settled(self) -> Memory:
+        memory = Memory(json.loads((self._own / "state.json").read_text()), self._clock())
+        if (self._own / "dirty").exists():
+            self.show_all(memory)
+        old = {name: device.copy() for name, device in memory.devices.items()}
+        memory.settle()
+        if memory.devices != old or any(memory.view(d) != d["view"] for d in old.values()):
+            self._keep(memory, old)
+        return memory
+
+    def _keep(self, memory: Memory, old: dict[str, DeviceRecord]) -> None:
+        """Show and save the memory."""
+        changed = self._changed(memory, old)
+        # Killed from here on, the tree and the state may differ: then all is shown again.
+        (self._own / "dirty").touch()
+        self._show(memory, old, changed)
+        self.save(memory.state)
+        (self._own / "dirty").unlink()
+        if changed:
+            self.tell(changed)
+
+    def _changed(self, memory: Memory, old: dict[str, DeviceRecord]) -> list[str]:
+        """The names of which the tree shows another view."""
+        changed = [name for name in old if name not in memory.devices]
+        for name, device in memory.devices.items():
+            view = memory.view(device)
+            if view != device["view"]:
+                device["view"] = view
+                changed.append(name)
+        return changed
+
+    def _show(self, memory: Memory, old: dict[str, DeviceRecord], changed: list[str]) -> None:
+        for name in changed:
+            device = memory.devices.get(name) or old[name]
+            view = device["view"] if name in memory.devices else []
+            home = memory.parents[device["parent"]]["path"]
+            self.tree.show(name, device, home, view, memory.state)
+        # A placeholder is counted before anything of it is seen, so not only what changed.
+        before = {(name, device["parent"]) for name, device in old.items()}
+        after = {(name, device["parent"]) for name, device in memory.devices.items()}
+        for parent in {parent for _, parent in before ^ after}:
+            self._show_left(memory, parent)
+
+    def _show_left(self, memory: Memory, name: str) -> None:
+        """What is left of a parent: its counts, or of one without a driver nothing."""
+        parent = memory.parents[name]
+        if parent["registered"]:
+            self.tree.show_available(parent, memory.available(name))
+        else:
+            self.tree.hide_parent(name, parent, keep_types=memory.is_still_used(name))
+
+    def show_parent(self, memory: Memory, name: str) -> None:
+        """Show a parent as it is registered or not."""
+        if memory.parents[name]["registered"]:
+            self.tree.show_parent(name, memory.parents[name])
+        self._show_left(memory, name)
+
+    def save(self, state: State) -> None:
+        """Write the state whole."""
+        temporary = self._own / "state.json.new"
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._own / "state.json")
+
+    def show_all(self, memory: Memory) -> None:
+        """Make the whole tree from the state."""
+        self.tree.show_boot(memory.state)
+        homes = [parent["path"] for parent in memory.parents.values()]
+        self.tree.sweep(homes, memory.devices)
+        for name in memory.parents:
+            self.show_parent(memory, name)
+        for name, device in memory.devices.items():
+            home = memory.parents[device["parent"]]["path"]
+            for other in homes:
+                if other != home:
+                    _clear(self.root / other / name)
+            self.tree.show(name, device, home, device["view"], memory.state)
+
+    def nudge(self) -> None:
+        """Have all who sleep in the kernel look again."""
+        with (self._own / "nudge").open("ab") as file:
+            file.write(b".")  # its size tells, as two of them may be of one time stamp
+
+    def _nudges(self) -> int:
+        return (self._own / "nudge").stat().st_size
+
+    def tell(self, names: list[str]) -> None:
+        """Events for a watcher, if there is one; lost when it does not keep up.
+
+        An empty name is a parent that came or went.
+        """
+        with suppress(OSError):
+            fd = os.open(self._own / "events", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                for name in names:
+                    os.write(fd, f"{name}\n".encode())
+            finally:
+                os.close(fd)
+
+    # -- the calls
+
+    def open(self, path: Path) -> OpenFile:
+        """Open one of the files that can be written: `create`, `remove` or an attribute."""
+        match path.relative_to(self.root).parts:
+            case ("sys", "class", "mdev_bus", parent, "mdev_supported_types", type_, "create"):
+                return self._open_create(path, parent, type_)
+            case ("sys", "bus", "mdev", "devices", name, *attribute) if attribute:
+                return self._open_attribute(path, name, "/".join(attribute))
+        raise failure(errno.ENOENT, path)
+
+    def _open_create(self, path: Path, parent: str, type_: str) -> OpenFile:
+        record = self.look().registered(parent)
+        if record is None or type_ not in record["types"]:
+            raise failure(errno.ENOENT, path)
+        self._check_privilege(path)
+        token = record["token"]
+        return self._file(lambda data: self._create(parent, token, type_, data))
+
+    def _open_attribute(self, path: Path, name: str, attribute: str) -> OpenFile:
+        memory = self.look()
+        device = memory.devices.get(name)
+        if device is None or _BUS not in device["view"]:
+            raise failure(errno.ENOENT, path)
+        token = device["token"]
+        if attribute == "remove" and device["removable"]:
+            self._check_privilege(path)
+            return self._file(lambda data: self._remove(name, token, data))
+        writable = memory.state["attributes"].get(attribute)
+        if writable is None:
+            raise failure(errno.ENOENT, path)
+        if not writable:  # sysfs says that to root, too
+            raise failure(errno.EACCES, path)
+        self._check_privilege(path)
+        return self._file(lambda data: self._write_attribute(name, token, attribute, data))
+
+    def _file(self, write: Callable[[bytes], int]) -> OpenFile:
+        return _SimulatedFile(_in_child(write) if self._unkillable else write)
+
+    def _check_privilege(self, path: Path) -> None:
+        if not self._privileged:
+            raise failure(errno.EACCES, path)
+
+    def probe(self, path: Path) -> None:
+        """Open a vfio group's node: EBUSY while its device is held."""
+        for device in self.look().devices.values():
+            if path == self.root / "dev/vfio" / str(device["token"]) and device["view"]:
+                if device["held"]:
+                    raise failure(errno.EBUSY, path)
+                return
+        raise failure(errno.ENOENT, path)
+
+    # -- what they do
+
+    def _create(self, parent: str, registration: int, type_: str, data: bytes) -> int:
+        if not data:
+            return 0
+        name = parse_uuid(data)
+        with self._entered() as memory:
+            device = memory.begin(name, parent, registration, type_)
+        # Decided when the lock was held: nothing but a reboot takes it back.
+        if device["phase"] == COMING:
+            self.wait_while(name, device["token"], COMING, memory.state["boot_id"])
+        if device["errno"]:
+            raise failure(device["errno"])
+        return len(data)
+
+    def _remove(self, name: str, token: int, data: bytes) -> int:
+        if not data or parse_number(data) == 0:
+            return len(data)
+        with self._entered() as memory:
+            device = memory.devices.get(name)
+            # A `remove` file that is gone answers so through a descriptor from before.
+            if device is None or device["token"] != token or _REMOVE not in device["view"]:
+                raise failure(errno.ENODEV)
+            is_placeholder = device["phase"] == COMING
+            if is_placeholder:
+                device["removable"] = False  # deleted before it was looked at, and for good
+            else:
+                memory.leave(name)
+        if is_placeholder:
+            raise failure(errno.EAGAIN)
+        if device["phase"] == GOING:
+            self.wait_while(name, token, GOING, memory.state["boot_id"])
+        return len(data)
+
+    def _write_attribute(self, name: str, token: int, attribute: str, data: bytes) -> int:
+        with self._entered() as memory:
+            device = memory.devices.get(name)
+            if device is None or device["token"] != token or _BUS not in device["view"]:
+                raise failure(errno.ENODEV)
+            number = memory.state["failing"].get(attribute, 0)
+            if number:
+                raise failure(number)
+            self.tree.attribute(name, attribute).write_bytes(data)
+        return len(data)
+
+    @contextmanager
+    def _entered(self) -> Iterator[Memory]:
+        """The memory, for a write; a process of an earlier boot is no more."""
+        with self.memory() as memory:
+            self._check_boot(memory.state["boot_id"], self._boot_id)
+            yield memory
+
+    def _check_boot(self, now: str, then: str | None) -> None:
+        if then is not None and now != then:
+            raise OSError(errno.EIO, "the simulated host was rebooted under the writer")
+
+    def wait_while(self, name: str, token: int, phase: str, boot_id: str) -> None:
+        """Sleep until the device is gone or in another phase; raises EIO after a reboot."""
+        while True:
+            nudges = self._nudges()  # before the look: a nudge after it is not missed
+            memory = self.look()
+            self._check_boot(memory.state["boot_id"], boot_id)
+            device = memory.devices.get(name)
+            if device is None or device["token"] != token or device["phase"] != phase:
+                return
+            self._doze(memory.next_change(device), nudges)
+
+    def _doze(self, until: float | None, nudges: int) -> None:
+        while self._nudges() == nudges:
+            left = _TICK if until is None else until - self._clock()
+            if left <= 0:
+                return
+            self._pause(min(left, _TICK))
+
+
+def _in_child(write: Callable[[bytes], int]) -> Callable[[bytes], int]:
+    """The same write, done by a child that outlives us."""
+
+    def write_in_child(data: bytes) -> int:
+        # Before anything of it is done: killed here it never began, killed later it ends.
+        child = os.fork()
+        if child == 0:
+            os._exit(_errno_of(write, data))
+        number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if number:
+            raise failure(number)
+        return len(data)
+
+    return write_in_child
+
+
+def _errno_of(write: Callable[[bytes], int], data: bytes) -> int:
+    """What a write says, as an exit code; every errno fits one."""
+    try:
+        os.setsid()  # out of the worker's group: a signal to all of that does not find it
+        write(data)
+    except OSError as error:
+        return error.errno or errno.EIO
+    except BaseException:  # noqa: BLE001 - a forked child must not run on into its parent's code
+        return errno.EIO
+    return 0
+
+
+class _SimulatedFile(OpenFile):
+    """An open file whose write the simulated kernel answers."""
+
+    def __init__(self, write: Callable[[bytes], int]) -> None:
+        self._write = write
+
+    def write(self, data: bytes) -> int:
+        """One write."""
+        return self._write(data)
+
+    def close(self) -> None:
+        """Let go of it."""

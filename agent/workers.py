@@ -1,0 +1,417 @@
+"""The worker processes: whatever is written to the kernel is ordered here.
+
+One write at a time for each process, as many at once for each parent as configured, and
+nothing shared between parents. A process and not a thread, because one that hangs in the
+kernel keeps its whole process from ending, and the agent's lock with it.
+
+What is not promised: that a worker which is paused (SIGSTOP, a frozen VM) right before its
+write does not write much later. It is in flight all that time, for every agent of this host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from agent.locks import Generation, names_in_flight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coordinator.model import Name
+
+__all__ = ["Answer", "Order", "OrderKind", "Workers"]
+
+_IDLE = 30.0  # seconds until a worker that has nothing to do is let go
+_PACKAGES = str(Path(__file__).resolve().parent.parent)
+# Not `-m`, whose runpy costs time; isolated and without site, which costs more.
+_START = "import sys; sys.path.insert(0, {!r}); from agent.worker import main; main(*sys.argv[1:])"
+
+
+class OrderKind(StrEnum):
+    """What is to be done to a device."""
+
+    CREATE = "create"  # create, then its attributes in order
+    CONFIGURE = "configure"  # its attributes only
+    REMOVE = "remove"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to write to the kernel."""
+
+    kind: OrderKind
+    name: Name
+    parent: str
+    type: str
+    attrs: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of an order.
+
+    `begun` false: nothing was written, and never will be; `why` says why (`stale generation`,
+    `deadline`, `in flight`, `stopping`, `agent gone`, `worker died`, `no worker`).
+    `known` false: it was begun, and how it ended is not known; look again. Some of it may
+    still be to come, then the name is in flight; some of it may never come, as after a create
+    in the midst of which the deadline passed, whose attributes are not written.
+    `errno` names the errno of the write that failed, None: all was done. `attribute` is the
+    attribute that failed, None: the create or remove itself.
+    `seconds` from the beginning of the first write to the end of the last.
+    """
+
+    begun: bool
+    known: bool = True
+    errno: str | None = None
+    attribute: str | None = None
+    why: str = ""
+    seconds: float
+
+
+def _not_begun(why: str) -> Answer:
+    return Answer(begun=False, why=why, seconds=0.0)
+
+
+class Workers:
+    """The workers of a host. Its coroutines belong to one event loop."""
+
+    def __init__(
+        self,
+        spec: str,
+        run_dir: Path,
+        *,
+        per_parent: int = 4,
+        stuck_after: float = 10.0,
+        idle_after: float = _IDLE,
+    ) -> None:
+        """`spec` is the bus's (`Bus.spec`); all times are seconds.
+
+        A write that has not returned after `stuck_after` gives its place at the parent to
+        others; it stays in flight until it returns.
+        """
+        self._spec, self._run_dir = spec, run_dir.absolute()
+        self._per_parent, self._stuck_after = per_parent, stuck_after
+        self._idle_after = idle_after
+        self._generations = Generation(self._run_dir)
+        self._generation = 0
+        self._stopping = False
+        self._places: dict[str, _Places] = {}
+        self._names: set[Name] = set()
+        self._writes: set[asyncio.Task[Answer]] = set()
+        self._processes: set[_Process] = set()
+        self._idle: list[_Process] = []
+
+    def new_generation(self) -> int:
+        """Put a new generation in force; to be called at each enrolment.
+
+        Afterwards no order of an older one begins, by whichever agent of this host, and those
+        that have begun are `in_flight`. Blocks for moments, so it may be called from a thread.
+        """
+        self._generation = self._generations.renew()
+        self._stopping = False
+        return self._generation
+
+    def in_flight(self) -> frozenset[Name]:
+        """The names with an order here, begun or not, or a write under way, whoever began it.
+
+        May be called from a thread.
+        """
+        # Ours first: an order that is answered in between has returned before the other look.
+        ours = frozenset(self._names)
+        return ours | cast("frozenset[Name]", names_in_flight(self._run_dir))
+
+    async def order(self, order: Order, *, deadline: Callable[[], float]) -> Answer:
+        """Carry out an order, when the parent has a place for it.
+
+        `deadline` is asked when a worker gets it: seconds of CLOCK_BOOTTIME after which no
+        write of it begins. Cancelled while it waits for its place, it never begins; later,
+        it goes on, and its name is in flight until it has ended.
+        """
+        if not self._generation:
+            return _not_begun("stale generation")
+        if self._stopping:
+            return _not_begun("stopping")
+        if order.name in self._names:
+            return _not_begun("in flight")
+        generation = self._generation
+        self._names.add(order.name)
+        try:
+            places = self._places.setdefault(order.parent, _Places(self._per_parent))
+            has_place = await places.take()
+        except BaseException:
+            self._names.discard(order.name)
+            raise
+        if has_place and self._stopping:  # it came in the moment of the stop
+            places.give_back()
+        if not has_place or self._stopping:
+            self._names.discard(order.name)
+            return _not_begun("stopping")
+        write = asyncio.create_task(self._write(order, generation, deadline, places))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        return await asyncio.shield(write)
+
+    async def stop(self, grace: float) -> None:
+        """Begin nothing more, and wait up to `grace` seconds for what has begun.
+
+        Orders that have not begun never will, and are answered so. What hangs is left to end
+        by itself, answered as not known; its name stays in flight for the next agent.
+        """
+        self._stopping = True
+        for places in self._places.values():
+            places.close()
+        # Those that a worker has in hand and has not begun, too.
+        await asyncio.to_thread(self._generations.revoke, self._generation)
+        self._generation = 0
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=grace)
+        ending = [process.ended for process in self._processes if not process.is_asked]
+        for process in list(self._processes):
+            process.hang_up()
+        if self._writes:
+            await asyncio.wait(self._writes)
+        if ending:
+            await asyncio.wait(ending, timeout=max(grace, 1.0))
+        for process in list(self._processes):
+            self._forget(process)
+
+    async def _write(
+        self, order: Order, generation: int, deadline: Callable[[], float], places: _Places
+    ) -> Answer:
+        exchange = asyncio.create_task(self._exchange(order, generation, deadline))
+        try:
+            await asyncio.wait({exchange}, timeout=self._stuck_after)
+        finally:
+            places.give_back()
+        try:
+            return await exchange
+        finally:
+            self._names.discard(order.name)
+
+    async def _exchange(
+        self, order: Order, generation: int, deadline: Callable[[], float]
+    ) -> Answer:
+        try:
+            process = self._take_process()
+        except OSError as error:
+            return _not_begun(f"no worker: {error.strerror}")
+        message = {
+            "generation": generation,
+            "deadline": deadline(),
+            "kind": order.kind.value,
+            "name": order.name,
+            "parent": order.parent,
+            "type": order.type,
+            "attrs": order.attrs,
+        }
+        answer = await process.ask(json.dumps(message).encode() + b"\n")
+        if process.is_alive and not self._stopping:
+            self._put_aside(process)
+        else:
+            process.hang_up()
+        return answer
+
+    def _take_process(self) -> _Process:
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive:
+                process.resting.cancel()
+                return process
+        process = _Process(self._spec, self._run_dir)
+        self._processes.add(process)
+        process.ended.add_done_callback(lambda _: self._forget(process))
+        return process
+
+    def _put_aside(self, process: _Process) -> None:
+        loop = asyncio.get_running_loop()
+        process.resting = loop.call_later(self._idle_after, process.hang_up)
+        self._idle.append(process)
+
+    def _forget(self, process: _Process) -> None:
+        self._processes.discard(process)
+        if process in self._idle:
+            self._idle.remove(process)
+        process.close()
+
+
+class _Places:
+    """How many writes a parent takes at once; first come, first served."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+
+    async def take(self) -> bool:
+        """Wait for a place; False when there will be none."""
+        if self._free > 0:
+            self._free -= 1
+            return True
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                self.give_back()  # it came in the same moment
+            raise
+
+    def give_back(self) -> None:
+        """Let the next one have it."""
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(True)
+                return
+        self._free += 1
+
+    def close(self) -> None:
+        """Tell all who wait that there will be no place for them."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_result(False)
+        self._waiting.clear()
+
+
+class _Process:
+    """The agent's end of one worker.
+
+    Not asyncio's subprocess: that one kills the process when its transport is closed.
+    """
+
+    def __init__(self, spec: str, run_dir: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        orders, self._orders = os.pipe()
+        self._answers, answers = os.pipe()
+        try:
+            self.pid = _spawn(spec, run_dir, orders, answers)
+        except OSError:
+            os.close(self._orders)
+            os.close(self._answers)
+            raise
+        finally:
+            os.close(orders)
+            os.close(answers)
+        os.set_blocking(self._orders, False)
+        os.set_blocking(self._answers, False)
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self.resting = self._loop.call_soon(lambda: None)
+        self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._partial = b""
+        self._writable = asyncio.Event()
+        self._given_up = self._closed = self._exited = self._silent = False
+        self.is_asked = False
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._answers, self._read)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return not (self._given_up or self._exited or self._silent)
+
+    async def ask(self, line: bytes) -> Answer:
+        """Send an order and wait for what became of it."""
+        self.is_asked = True
+        await self._send(line)
+        answer = await self._answer()
+        self.is_asked = False
+        return answer
+
+    async def _answer(self) -> Answer:
+        begun = False
+        while True:
+            message = await self._messages.get()
+            if message is None and not begun and not self._given_up:
+                # It would have said so before it wrote, and cannot any more.
+                return _not_begun("worker died")
+            if message is None:
+                why = "still under way" if self._given_up else "worker died"
+                return Answer(begun=True, known=False, why=why, seconds=0.0)
+            if "beginning" not in message:
+                return Answer(**message)
+            begun = True
+
+    async def _send(self, line: bytes) -> None:
+        with suppress(OSError):  # it died, or is given up: there will be no answer
+            while line:
+                try:
+                    line = line[os.write(self._orders, line) :]
+                except BlockingIOError:  # longer than a pipe holds
+                    self._writable.clear()
+                    self._loop.add_writer(self._orders, self._writable.set)
+                    await self._writable.wait()
+                    self._stop_writing()
+
+    def _stop_writing(self) -> None:
+        self._writable.set()
+        if self._orders >= 0:
+            self._loop.remove_writer(self._orders)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._answers, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._answers)
+            self._messages.put_nowait(None)
+            self._silent = True
+            self._check_end()
+            return
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self._messages.put_nowait(json.loads(line))
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)  # it has ended, says the pidfd
+        self._exited = True
+        self._check_end()
+
+    def _check_end(self) -> None:
+        """It has ended when it has exited and its last word was read, whichever comes last."""
+        if self._exited and self._silent and not self.ended.done():
+            self.ended.set_result(None)
+
+    def hang_up(self) -> None:
+        """Let it end when its write has returned; whoever waits for an answer is told."""
+        self._given_up = True
+        self.resting.cancel()
+        self._messages.put_nowait(None)
+        self._stop_writing()
+        if self._orders >= 0:
+            os.close(self._orders)
+            self._orders = -1
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        if self._closed:
+            return
+        self._closed = True
+        self.hang_up()
+        for fd in (self._answers, self._pidfd):
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+
+def _spawn(spec: str, run_dir: Path, orders: int, answers: int) -> int:
+    """Start a worker in a session of its own, with two pipes and nothing else of ours."""
+    program = _START.format(_PACKAGES)
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", "-S", "-c", program, spec, str(run_dir)],
+        # A password in the agent's environment is nothing for a worker.
+        {key: text for key, text in os.environ.items() if not key.startswith("MDEVNS_")},
+        file_actions=[(os.POSIX_SPAWN_DUP2, orders, 0), (os.POSIX_SPAWN_DUP2, answers, 1)],
+        setsid=True,
+    )

@@ -13,7 +13,6 @@ import secrets
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,9 @@ import structlog
 
 from agent.enrolment import Enrolment, Parts, unless
 from agent.locks import AgentLock
+from agent.sysfs import open_bus
 from agent.workers import Workers
+from coordinator import __version__
 from coordinator.clock import SystemClock
 from coordinator.errors import Misconfigured, NotAllowed, StoreError
 from coordinator.etcd import EtcdStore
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from agent.bus import Bus
     from coordinator.session import Session
 
-__all__ = ["Agent", "AgentSettings", "open_bus", "run"]
+__all__ = ["Agent", "AgentSettings", "run"]
 
 _log = structlog.get_logger()
 
@@ -65,23 +66,28 @@ class AgentSettings:
     verbose: bool = False
 
 
-def open_bus(spec: str, run_dir: Path | None) -> tuple[Bus, Path]:
-    """The bus of a spec, and the directory for what lives as long as a boot.
+def _open_bus(settings: AgentSettings) -> tuple[Bus, Path]:
+    """The bus, and the directory for what lives as long as a boot.
 
     Raises:
         Misconfigured: the spec is neither `sysfs` nor `sim:DIR`.
+        NotAllowed: nobody lets us make devices here.
     """
-    if spec == "sysfs":
-        from agent.sysfs import SysfsBus  # noqa: PLC0415 - one of the two is needed
-
-        where = run_dir or Path("/run/mdevns")
-        return SysfsBus(Path("/"), where), where
-    if spec.startswith("sim:") and spec != "sim:":
-        from agent.simulated import SimulatedBus  # noqa: PLC0415 - one of the two is needed
-
-        bus = SimulatedBus(Path(spec.removeprefix("sim:")))
-        return bus, run_dir or bus.run_dir
-    raise Misconfigured(f"bus {spec}", "is neither sysfs nor sim:DIR", "see: mdevns agent --help")
+    simulated = settings.bus.removeprefix("sim:")
+    default = Path("/run/mdevns") if simulated == settings.bus else Path(simulated) / "run"
+    run_dir = settings.run_dir or default
+    what = f"bus {settings.bus}"
+    try:
+        bus = open_bus(settings.bus, run_dir)
+        problem = bus.problem()
+    except ValueError:
+        why = "is neither sysfs nor sim:DIR"
+        raise Misconfigured(what, why, "see: mdevns agent --help") from None
+    except PermissionError as error:
+        raise NotAllowed(what, str(error.strerror), errno_name="EACCES") from None
+    if problem is not None:  # a driver that loads later is an ordinary boot
+        _log.warning("no devices can be made yet", bus=settings.bus, why=problem)
+    return bus, run_dir
 
 
 def run(settings: AgentSettings) -> None:
@@ -95,10 +101,7 @@ def run(settings: AgentSettings) -> None:
 
     configure(verbose=settings.verbose)
     _check(settings)
-    bus, run_dir = open_bus(settings.bus, settings.run_dir)
-    problem = bus.problem()
-    if problem is not None:
-        raise NotAllowed(f"bus {settings.bus}", problem)
+    bus, run_dir = _open_bus(settings)
     with AgentLock(run_dir):
         asyncio.run(_serve(settings, bus, run_dir))
 
@@ -187,7 +190,7 @@ class Agent:
             host=self._settings.host,
             identity=parts.bus.identity(),
             boot_id=boot_id,
-            version=version("mdevns"),
+            version=__version__,
             ttl=self._settings.session_ttl,
         )
         while not self.stop.is_set():

@@ -101,9 +101,15 @@ _NOTHING, _WAIT = Decision(Action.NOTHING), Decision(Action.WAIT)
 def sight_of(
     claim: Claim | None, presence: Presence, parent: str | None, type_: str | None
 ) -> Sight:
-    """How the device that a scan met stands to the claim."""
+    """How the device that a scan met stands to the claim.
+
+    A device without a type is one whose create has not returned (measured on 6.1): nothing
+    is concluded from it.
+    """
     if presence is not Presence.PRESENT:
         return Sight(presence.value)
+    if type_ is None:
+        return Sight.UNKNOWN
     if claim is not None and (parent, type_) == (claim.parent, claim.type):
         return Sight.AS_ASKED
     return Sight.OTHER

@@ -89,7 +89,10 @@ class Scanner:
 
     def _remember(self, look: Look) -> None:
         now = self._clock.boottime()
-        here = {n for n, d in look.scan.devices.items() if d.presence is Presence.PRESENT}
+        # Without a type its create is under way: it is not seen yet.
+        here = {
+            n for n, d in look.scan.devices.items() if d.presence is Presence.PRESENT and d.type
+        }
         for name in here:
             self._first_seen.setdefault(name, now)
         gone = [n for n in self._first_seen if look.scan.presence(n) is Presence.ABSENT]

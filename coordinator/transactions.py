@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from coordinator.model import Claim, Name
     from coordinator.store import KeyValue, Store
 
-__all__ = ["Answer", "Change", "Guard", "chunks", "settle", "transact", "transaction"]
+__all__ = ["Answer", "Change", "Guard", "answers", "chunks", "settle", "transact", "transaction"]
 
 # etcd refuses requests over 1.5 MiB; what protobuf adds to keys and values stays below this.
 _MAX_BYTES = 1 << 20
@@ -155,6 +155,15 @@ async def transact(
         StoreError: as `settle`.
     """
     result = await settle(store, transaction(guards, changes), patience=patience, rng=rng)
+    return answers(guards, changes, result)
+
+
+def answers(guards: Sequence[Guard], changes: Sequence[Change], result: TxnResult) -> list[Answer]:
+    """Read the answers to a `transaction` of these guards and changes.
+
+    Raises:
+        MdevnsError: a guard does not hold; nothing was done.
+    """
     if not result.succeeded:
         raise _guard_error(guards, result)
     return [

@@ -45,6 +45,7 @@ __all__ = [
     "present",
     "unchanged",
     "valued",
+    "within",
 ]
 
 # etcd's default --max-txn-ops; it counts the longest list of the outer transaction plus the
@@ -280,6 +281,13 @@ def get(key: str) -> Range:
 def prefix(key: str) -> Range:
     """Read all keys that begin with `key`."""
     return Range(key, prefix_end(key))
+
+
+def within(key: str, whole: Range) -> bool:
+    """Whether a key is the one, or in the range, that `whole` reads; an end of NUL is no end."""
+    if not whole.end:
+        return key == whole.key
+    return whole.key <= key and (key < whole.end or whole.end == "\0")
 
 
 def absent(key: str) -> Compare:

@@ -1,0 +1,55 @@
+"""What tests do to a real etcd that the Store has no words for: compaction, alarms, users."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from etcd3 import etcdrpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["compact", "put", "require_a_user", "revision"]
+
+DEADLINE = 10  # seconds
+
+
+@contextmanager
+def _channel(endpoint: str) -> Iterator[Any]:
+    # A proxy in the environment is not asked for a server on this machine.
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(endpoint.removeprefix("http://"), options=options) as channel:
+        yield channel
+
+
+def compact(endpoint: str, revision: int) -> None:
+    """Let it forget what is older than a revision."""
+    with _channel(endpoint) as channel:
+        request = etcdrpc.CompactionRequest(revision=revision, physical=True)
+        etcdrpc.KVStub(channel).Compact(request, timeout=DEADLINE)
+
+
+def put(endpoint: str, key: bytes, value: bytes) -> None:
+    """Put a key of any bytes."""
+    with _channel(endpoint) as channel:
+        request = etcdrpc.PutRequest(key=key, value=value)
+        etcdrpc.KVStub(channel).Put(request, timeout=DEADLINE)
+
+
+def revision(endpoint: str) -> int:
+    """Its newest revision."""
+    with _channel(endpoint) as channel:
+        request = etcdrpc.RangeRequest(key=b"x", count_only=True)
+        return int(etcdrpc.KVStub(channel).Range(request, timeout=DEADLINE).header.revision)
+
+
+def require_a_user(endpoint: str) -> None:
+    """Switch authentication on, so that whoever has no password is refused."""
+    with _channel(endpoint) as channel:
+        auth = etcdrpc.AuthStub(channel)
+        root, password = "root", "test"
+        auth.UserAdd(etcdrpc.AuthUserAddRequest(name=root, password=password), timeout=DEADLINE)
+        auth.UserGrantRole(etcdrpc.AuthUserGrantRoleRequest(user=root, role=root), timeout=DEADLINE)
+        auth.AuthEnable(etcdrpc.AuthEnableRequest(), timeout=DEADLINE)

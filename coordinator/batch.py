@@ -66,6 +66,11 @@ class GroupCommit:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that was cancelled before its first step has told nobody.
+        for one in (one for asked in self._waiting.values() for one in asked):
+            one.answer.cancel()
+        self._waiting.clear()
+        self._tasks.clear()
 
     async def _run(self, guards: tuple[Guard, ...]) -> None:
         batch: list[_Asked] = []
@@ -77,7 +82,7 @@ class GroupCommit:
                 if not one.answer.done():
                     one.answer.set_exception(error)
         finally:
-            del self._tasks[guards]
+            self._tasks.pop(guards, None)
             for one in (*batch, *self._waiting.pop(guards, ())):
                 one.answer.cancel()
 

@@ -59,10 +59,14 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request failed, told to whoever waits for it; `lease` bounds how long it stays."""
+    """Why a request failed, told to whoever waits for it; `lease` bounds how long it stays.
+
+    `attribute` is the vendor attribute that was refused, where it was one.
+    """
 
     error: LastError
     lease: int
+    attribute: str | None = None
 
 
 class Claims:
@@ -407,6 +411,7 @@ class Claims:
             return ()
         value = OutcomeValue(
             errno=failure.error.errno,
+            attribute=failure.attribute,
             text=failure.error.text,
             host=claim.host,
             parent=claim.parent,

@@ -83,7 +83,7 @@ class _Creation:
         self._done: dict[Name, Result] = {}
 
     async def run(self, asks: Sequence[Ask], *, wait: bool) -> list[Result]:
-        left: Sequence[Ask] = asks
+        left: Sequence[Ask] = await self._on_known_hosts(asks)
         while left:
             placed = self._place(left, await self._parents(left))
             claimed = await self._claim(placed) if placed else []
@@ -99,6 +99,19 @@ class _Creation:
         self._told(result)
 
     # Where.
+
+    async def _on_known_hosts(self, asks: Sequence[Ask]) -> list[Ask]:
+        """The asks but for those on a host that never enrolled, which end."""
+        unknown: dict[str, NotFound] = {}
+        for host in sorted({ask.host for ask in asks if ask.host is not None}):
+            try:
+                await self._client.views.enrolled(host)
+            except NotFound as error:
+                unknown[host] = error
+        for ask in asks:
+            if ask.host in unknown:
+                self._end(Result(ask.name, error=unknown[ask.host]))
+        return [ask for ask in asks if ask.host not in unknown]
 
     async def _parents(self, asks: Iterable[Ask]) -> list[ParentView]:
         hosts = {ask.host for ask in asks}
@@ -212,18 +225,17 @@ def _unplaced(ask: Ask, fitting: Sequence[ParentView]) -> MdevnsError:
     """Why there is no place for it: nothing of the kind, nobody there, or no room."""
     where = f"host {ask.host}" if ask.host else "the cluster"
     if not fitting and ask.parent is not None:
-        what = f"parent {ask.parent}"
+        why = f"there is no such parent on {where}"
         return NotFound(
-            what, f"no such parent on {where}", "see: mdevns parents", errno_name="ENODEV"
+            f"parent {ask.parent}", why, "see: mdevns parents", errno_name="ENODEV", name=ask.name
         )
     offering = [view for view in fitting if any(t.type == ask.type for t in view.value.types)]
     if not offering:
-        return NotFound(f"type {ask.type}", f"no parent of {where} offers it", "see: mdevns types")
+        why = f"no parent of {where} offers it"
+        return NotFound(f"type {ask.type}", why, "see: mdevns types", name=ask.name)
     if not any(view.alive for view in offering):
         hosts = ", ".join(sorted({view.host for view in offering}))
-        return HostDown(
-            f"host {hosts}", "cannot be reached, so nobody can make it now", "see: mdevns hosts"
-        )
-    return NoCapacity(
-        f"type {ask.type}", f"no parent of {where} has room for it", "see: mdevns parents"
-    )
+        why = "cannot be reached, so nobody can make it now"
+        return HostDown(f"host {hosts}", why, "see: mdevns hosts", name=ask.name)
+    why = f"no parent of {where} has room for it"
+    return NoCapacity(f"type {ask.type}", why, "see: mdevns parents", name=ask.name)

@@ -279,11 +279,11 @@ _BY_ERRNO: dict[str, type[Refused]] = {
 }
 
 
-def from_kernel(errno_name: str, name: str, why: str, hint: str = "") -> Refused:
+def from_kernel(errno_name: str, name: str, why: str, *, attribute: bool = False) -> Refused:
     """The error for an errno with which a host answered a request for `name`.
 
-    An errno without a class of its own (EINVAL of an attribute, EIO of a driver) is the
-    driver's own refusal, exit 15.
+    An errno without a class of its own, and any errno of a vendor attribute, is the driver's
+    own refusal, exit 15.
     """
-    kind = _BY_ERRNO.get(errno_name, KernelRefused)
-    return kind(name, why, hint or f"see: mdevns show {name}", errno_name=errno_name, name=name)
+    kind = KernelRefused if attribute else _BY_ERRNO.get(errno_name, KernelRefused)
+    return kind(name, why, f"see: mdevns show {name}", errno_name=errno_name, name=name)

@@ -76,6 +76,11 @@ class Keys:
         """A device that is not claimed by its host: foreign, or a conflict."""
         return f"{self.hosts}{host}/findings/{name}"
 
+    def host_of(self, key: str) -> str | None:
+        """The host to which a key belongs; None for what belongs to none."""
+        host, slash, _ = key.removeprefix(self.hosts).partition("/")
+        return host if key.startswith(self.hosts) and slash else None
+
     @property
     def machines(self) -> str:
         """The prefix of machines; also the index of all hosts."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from coordinator.store import KeyValue
 
 __all__ = [
+    "NIL",
     "SCHEMA",
     "AfterRemoval",
     "Claim",
@@ -58,7 +59,8 @@ Name = NewType("Name", str)
 """A UUID as 36 lower-case characters, never nil."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_NIL = "00000000-0000-0000-0000-000000000000"
+NIL = "00000000-0000-0000-0000-000000000000"
+"""The one UUID that the kernel takes and we do not: it is what a forgotten name looks like."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+!-]{0,127}")
 _REQUEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _ATTRIBUTE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*")
@@ -75,7 +77,7 @@ def parse_name(text: str) -> Name:
     folded = text.lower()
     if not _UUID.fullmatch(folded):
         raise InvalidValue(text, "not a name", "a name is a UUID of 36 characters", name=text)
-    if folded == _NIL:
+    if folded == NIL:
         raise InvalidValue(text, "the nil UUID is not a name", "choose another one", name=text)
     return Name(folded)
 
@@ -265,9 +267,13 @@ class ParentValue(_Value, frozen=True, kw_only=True):
 
 
 class OutcomeValue(_Value, frozen=True, kw_only=True):
-    """`outcomes/<request>/<uuid>`: how a request failed, for whoever waits."""
+    """`outcomes/<request>/<uuid>`: how a request failed, for whoever waits.
+
+    `attribute` is the vendor attribute that the driver refused, where it was one.
+    """
 
     errno: str
+    attribute: str | None = None
     text: str
     host: str
     parent: str
@@ -277,7 +283,7 @@ class OutcomeValue(_Value, frozen=True, kw_only=True):
 class FindingKind(StrEnum):
     """What a device is that its host has no claim for."""
 
-    FOREIGN = "foreign"  # nobody holds the name, and it could not be adopted yet
+    FOREIGN = "foreign"  # nobody holds the name, and it cannot be adopted
     CONFLICT = "conflict"  # another host, or a reservation, holds the name
 
 

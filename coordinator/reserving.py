@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.claims import Hold
-from coordinator.client import Result
 from coordinator.errors import InUse, MdevnsError, Moved, TryAgain
 from coordinator.model import Claim, Unreadable
 from coordinator.states import ClaimState
+from coordinator.transactions import Answer
 from coordinator.views import not_found, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from coordinator.client import Client
+    from coordinator.client import Client, Result
     from coordinator.model import Name
     from coordinator.transactions import Change
     from coordinator.views import Record
@@ -44,42 +44,40 @@ async def reserve(client: Client, names: Sequence[Name], *, request: str, ttl: i
 
 async def renew(client: Client, name: Name, *, ttl: int) -> Result:
     """Hold a reservation for `ttl` seconds from now on, under a newer lease."""
-
-    async def renewal(held: Claim | Hold) -> Change:
-        return client.claims.renew(held, lease=await client.leases.get(ttl))
-
-    return await _on_reservation(client, name, renewal)
+    lease = await client.leases.get(ttl)
+    held, answer = await _on_reservation(
+        client, name, lambda held: client.claims.renew(held, lease=lease)
+    )
+    if isinstance(held, Hold):
+        return await client.result(name, answer, Hold(name, held.request, answer.revision, lease))
+    return await client.result(name, answer, answer.claim)
 
 
 async def release(client: Client, name: Name) -> Result:
     """Give a reservation back."""
-
-    async def cancellation(held: Claim | Hold) -> Change:
-        return client.claims.cancel(held)
-
-    return await _on_reservation(client, name, cancellation)
+    _, answer = await _on_reservation(client, name, client.claims.cancel)
+    return await client.result(name, answer, None)
 
 
 async def _on_reservation(
-    client: Client, name: Name, build: Callable[[Claim | Hold], Awaitable[Change]]
-) -> Result:
+    client: Client, name: Name, build: Callable[[Claim | Hold], Change]
+) -> tuple[Record | None, Answer]:
     """Read it, change it; and again when it moved between the two."""
-    result = Result(name)
+    record, answer = None, Answer(0)
     for _ in range(_ATTEMPTS):
         record = await client.views.find(name)
-        if not isinstance(record, Claim | Hold) or (error := _no_reservation(record)):
-            return Result(name, error=_absent(name, record) or error)
-        (answer,) = await client.commit([await build(record)])
-        result = await client.result(name, answer, answer.claim)
-        if not isinstance(result.error, Moved):
+        if not isinstance(record, Claim | Hold):
+            return record, Answer(0, error=_absent(name, record))
+        if (error := _no_reservation(record)) is not None:
+            return record, Answer(0, error=error)
+        (answer,) = await client.commit([build(record)])
+        if not isinstance(answer.error, Moved):
             break
-    return result
+    return record, answer
 
 
-def _absent(name: Name, record: Record | None) -> MdevnsError | None:
-    if record is None:
-        return not_found(name)
-    return unreadable(name, record) if isinstance(record, Unreadable) else None
+def _absent(name: Name, record: Unreadable | None) -> MdevnsError:
+    return not_found(name) if record is None else unreadable(name, record)
 
 
 def _no_reservation(held: Claim | Hold) -> MdevnsError | None:

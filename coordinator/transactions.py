@@ -8,16 +8,11 @@ Raft commit gives every name its own answer, and a name that is taken fails alon
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_delay,
-    stop_never,
-    wait_random_exponential,
-)
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from coordinator.errors import MdevnsError, OutcomeUnknown, Unreachable
 from coordinator.store import MAX_TXN_OPS, Compare, Delete, Put, Range, Txn, TxnResult, holds
@@ -207,15 +202,13 @@ async def settle(
         unknown = error
     # From here on "cannot be reached" says nothing about the first copy.
     retrying = AsyncRetrying(
-        retry=retry_if_exception_type((OutcomeUnknown, Unreachable)),
-        wait=_Backoff(rng),
-        stop=stop_never if patience is None else stop_after_delay(patience),
-        reraise=True,
+        retry=retry_if_exception_type((OutcomeUnknown, Unreachable)), wait=_Backoff(rng)
     )
     try:
-        return await retrying(store.txn, txn)
-    except (OutcomeUnknown, Unreachable) as error:
-        raise unknown from error
+        async with asyncio.timeout(patience):  # the loop's time, not the machine's
+            return await retrying(store.txn, txn)
+    except TimeoutError:
+        raise unknown from None
 
 
 class _Backoff(wait_random_exponential):

@@ -83,7 +83,7 @@ class Views:
         """Who holds a name, with parent and state; None when it is free."""
         record = await self.find(name)
         if isinstance(record, Unreadable):
-            return Holder(None, None, "unreadable")
+            return Holder(self._keys.host_of(record.key), None, "unreadable")
         return record.holder if record is not None else None
 
     async def records(
@@ -112,29 +112,28 @@ class Views:
             HostView(host, sessions[host], count) for host, count in zip(hosts, counts, strict=True)
         ]
 
-    async def parents(self, hosts: Sequence[str] | None = None) -> list[ParentView]:
-        """The parents of `hosts`, or of all, in the order of host and parent.
+    async def enrolled(self, host: str) -> None:
+        """Look whether a host has ever enrolled.
 
         Raises:
-            NotFound: a host that is named has never enrolled.
+            NotFound: it has not.
         """
+        if (await self._store.range(get(self._keys.identity(host)))).first is None:
+            raise NotFound(f"host {host}", "no such host", "see: mdevns hosts")
+
+    async def parents(self, hosts: Sequence[str] | None = None) -> list[ParentView]:
+        """The parents of `hosts`, or of all, in the order of host and parent."""
         wanted = await self.hosts() if hosts is None else list(hosts)
         views: list[ParentView] = []
-        for some in batched(wanted, MAX_TXN_OPS // 3):
+        for some in batched(wanted, MAX_TXN_OPS // 2):
             ranges = [
                 read
                 for host in some
-                for read in (
-                    get(self._keys.identity(host)),
-                    get(self._keys.session(host)),
-                    prefix(self._keys.parents(host)),
-                )
+                for read in (get(self._keys.session(host)), prefix(self._keys.parents(host)))
             ]
             answers = iter(await self._read(ranges))
             for host in some:
-                identity, session, parents = next(answers), next(answers), next(answers)
-                if identity.first is None:
-                    raise NotFound(f"host {host}", "no such host", "see: mdevns hosts")
+                session, parents = next(answers), next(answers)
                 views += _parent_views(host, alive=session.first is not None, kvs=parents.kvs)
         return views
 

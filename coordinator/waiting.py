@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from coordinator.errors import Compacted, HostDown, MdevnsError, Moved, from_kernel
+from coordinator.errors import (
+    Compacted,
+    HostDown,
+    MdevnsError,
+    Moved,
+    OutcomeUnknown,
+    Unreachable,
+    from_kernel,
+)
 from coordinator.keys import last_part
 from coordinator.model import Claim, Name, OutcomeValue, Unreadable, decode, read_claim
+from coordinator.sequences import batched
 from coordinator.states import ClaimState
-from coordinator.store import Range, Txn, get, prefix
+from coordinator.store import MAX_TXN_OPS, Txn, get, prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from coordinator.keys import Keys
-    from coordinator.store import Event, KeyValue, Store, WatchBatch
+    from coordinator.store import Event, KeyValue, Store
 
-__all__ = ["Ended", "await_gone", "await_made"]
+__all__ = ["await_gone", "await_made"]
+
+_LOOK_AGAIN = 10.0  # seconds after which what is waited for is read again, whatever was told
 
 _UNDER_WAY = frozenset({ClaimState.RESERVED, ClaimState.CREATING, ClaimState.REMOVING})
 
@@ -28,6 +40,7 @@ class _Pending:
 
     first: Claim
     now: Claim | None
+    was_active: bool = False  # for however short a time: whoever removed it came later
     failure: OutcomeValue | None = None
     host_gone: bool = False
 
@@ -35,8 +48,13 @@ class _Pending:
     def name(self) -> Name:
         return self.first.name
 
-
-Ended = "Callable[[Claim, MdevnsError | None], None]"
+    @property
+    def may_have_failed(self) -> bool:
+        """Whether the claim is where a failed request leaves it, and it is not known yet."""
+        if self.failure is not None or self.was_active:
+            return False
+        plainly = (ClaimState.RESERVED, ClaimState.CREATING, ClaimState.ACTIVE)
+        return self.now is None or self.now.adopted or self.now.state not in plainly
 
 
 async def await_made(
@@ -46,7 +64,7 @@ async def await_made(
     ended: Callable[[Claim, MdevnsError | None], None],
 ) -> None:
     """Wait until each claim's device is made, or it is known why not; `ended` hears each."""
-    await _Wait(store, keys, claims, _made).run(ended)
+    await _wait(store, keys, claims, _made, ended)
 
 
 async def await_gone(
@@ -56,7 +74,7 @@ async def await_gone(
     ended: Callable[[Claim, MdevnsError | None], None],
 ) -> None:
     """Wait until each claim is gone, or it is known why not; `ended` hears each."""
-    await _Wait(store, keys, claims, _gone).run(ended)
+    await _wait(store, keys, claims, _gone, ended)
 
 
 class _Going:
@@ -65,15 +83,19 @@ class _Going:
 
 _GOING = _Going()
 
+Verdict: TypeAlias = "Callable[[_Pending], MdevnsError | _Going | None]"
+"""How a claim that is waited for stands: an error, done (None), or still going."""
+
 
 def _made(pending: _Pending) -> MdevnsError | _Going | None:
     """How a create stands: an error, done (None), or still going."""
+    if pending.was_active and pending.failure is None:
+        return None
     claim = pending.now
     under_way = claim is not None and claim.state in _UNDER_WAY
     if pending.failure is not None:
         # Told only once the host is through with it, so that nothing is left behind.
-        failure = pending.failure
-        return _GOING if under_way else from_kernel(failure.errno, pending.name, failure.text)
+        return _GOING if under_way else _failed(pending.name, pending.failure)
     if claim is None:
         return HostDown(
             f"host {pending.first.host}",
@@ -82,13 +104,16 @@ def _made(pending: _Pending) -> MdevnsError | _Going | None:
             name=pending.name,
         )
     if claim.request == pending.first.request:
-        if claim.state is ClaimState.ACTIVE:
-            return None
         if pending.host_gone and claim.state is not ClaimState.RESERVED:
             return _host_gone(claim, "made")
         if under_way:
             return _GOING
     return Moved(pending.name, claim.holder)
+
+
+def _failed(name: Name, failure: OutcomeValue) -> MdevnsError:
+    attribute = failure.attribute is not None
+    return from_kernel(failure.errno, name, failure.text, attribute=attribute)
 
 
 def _gone(pending: _Pending) -> MdevnsError | _Going | None:
@@ -113,102 +138,142 @@ def _host_gone(claim: Claim, done: str) -> HostDown:
     )
 
 
-class _Wait:
-    """One watch over the claims, outcomes and sessions that matter."""
+async def _wait(
+    store: Store,
+    keys: Keys,
+    claims: Sequence[Claim],
+    verdict: Verdict,
+    ended: Callable[[Claim, MdevnsError | None], None],
+) -> None:
+    """Wait for claims host by host: what a host's watch tells is of that host alone."""
+    by_host: dict[str, list[Claim]] = {}
+    for claim in claims:
+        by_host.setdefault(claim.host, []).append(claim)
+    waits = [_HostWait(store, keys, mine, verdict, ended) for mine in by_host.values()]
+    tasks = [asyncio.create_task(wait.run()) for wait in waits]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _HostWait:
+    """A watch over the claims of one host that are waited for, and its session."""
 
     def __init__(
         self,
         store: Store,
         keys: Keys,
         claims: Sequence[Claim],
-        verdict: Callable[[_Pending], MdevnsError | _Going | None],
+        verdict: Verdict,
+        ended: Callable[[Claim, MdevnsError | None], None],
     ) -> None:
-        self._store, self._keys, self._verdict = store, keys, verdict
-        self._pending = {claim.name: _Pending(claim, claim) for claim in claims}
+        self._store, self._keys, self._verdict, self._ended = store, keys, verdict, ended
+        self._host = claims[0].host
+        self._pending = {
+            claim.name: _Pending(claim, claim, claim.state is ClaimState.ACTIVE) for claim in claims
+        }
 
-    async def run(self, ended: Callable[[Claim, MdevnsError | None], None]) -> None:
-        """Watch until nothing is pending."""
-        ranges = list(self._ranges())
-        self._end(ended)
-        start = 1 + min((one.first.revision for one in self._pending.values()), default=0)
-        while self._pending:
-            try:
-                async with self._store.watch(ranges, start) as batches:
-                    async for batch in batches:
-                        self._apply(batch)
-                        self._end(ended)
-                        if not self._pending:
-                            return
-            except Compacted:
-                start = 1 + await self._read_again()
-                self._end(ended)
+    async def run(self) -> None:
+        """Watch until nothing is pending; now and then look at all of it, whatever was told.
 
-    def _ranges(self) -> Iterator[Range]:
-        claims = [one.first for one in self._pending.values()]
-        for host in sorted({claim.host for claim in claims}):
-            mine = [claim for claim in claims if claim.host == host]
-            one = len(mine) == 1
-            yield (
-                get(self._keys.claim(host, mine[0].name))
-                if one
-                else prefix(self._keys.claims(host))
-            )
-            yield get(self._keys.session(host))
-        for request in sorted({claim.request for claim in claims}):
-            yield prefix(self._keys.outcomes(request))
+        Raises:
+            OutcomeUnknown: the store is away, and what becomes of the claims is not known.
+        """
+        start = 1 + min(one.first.revision for one in self._pending.values())
+        try:
+            await self._judge(self._pending.values())
+            while self._pending:
+                try:
+                    async with asyncio.timeout(_LOOK_AGAIN):
+                        await self._watch(start)
+                except (Compacted, TimeoutError):
+                    start = 1 + await self._read_again()
+        except Unreachable as error:
+            raise self._given_up(error) from error
 
-    def _end(self, ended: Callable[[Claim, MdevnsError | None], None]) -> None:
-        for one in list(self._pending.values()):
-            verdict = self._verdict(one)
-            if not isinstance(verdict, _Going):
-                del self._pending[one.name]
-                ended(one.now or one.first, verdict)
+    async def _watch(self, start: int) -> None:
+        session = get(self._keys.session(self._host))
+        names = list(self._pending)
+        one = get(self._keys.claim(self._host, names[0]))
+        claims = one if len(names) == 1 else prefix(self._keys.claims(self._host))
+        async with self._store.watch([claims, session], start) as batches:
+            async for batch in batches:
+                told = [each for event in batch.events for each in self._apply(event)]
+                await self._judge(told)
+                if not self._pending:
+                    return
 
-    def _apply(self, batch: WatchBatch) -> None:
-        for event in batch.events:
-            self._apply_event(event)
-
-    def _apply_event(self, event: Event) -> None:
-        key = event.kv.key
-        for one in self._concerned(key):
-            if event.kv.mod_revision <= one.first.revision:
-                continue  # of an earlier attempt at the same name
-            if key == self._keys.session(one.first.host):
-                one.host_gone = event.deleted
-            elif key == self._keys.claim(one.first.host, one.name):
-                self._take(one, None if event.deleted else event.kv)
-            elif key == self._keys.outcome(one.first.request, one.name) and not event.deleted:
-                self._fail(one, event.kv)
-
-    def _concerned(self, key: str) -> list[_Pending]:
-        named = self._pending.get(Name(last_part(key)))
-        return [named] if named is not None else list(self._pending.values())
+    def _apply(self, event: Event) -> list[_Pending]:
+        """Take note of an event; returns those of whom it tells something new."""
+        if event.kv.key == self._keys.session(self._host):
+            for each in self._pending.values():
+                each.host_gone = event.deleted
+            return list(self._pending.values())
+        one = self._pending.get(Name(last_part(event.kv.key)))
+        # What is older is of an earlier attempt at the same name.
+        if one is None or event.kv.mod_revision <= one.first.revision:
+            return []
+        self._take(one, None if event.deleted else event.kv)
+        return [one]
 
     def _take(self, one: _Pending, kv: KeyValue | None) -> None:
         claim = None if kv is None else read_claim(kv)
-        if not isinstance(claim, Unreadable):  # else wait for a version that can be read
-            one.now = claim
+        if isinstance(claim, Unreadable):
+            return  # wait for a version that can be read
+        one.now = claim
+        if claim is not None and claim.request == one.first.request and not claim.adopted:
+            one.was_active = one.was_active or claim.state is ClaimState.ACTIVE
 
-    def _fail(self, one: _Pending, kv: KeyValue) -> None:
-        value = decode(kv, OutcomeValue)
-        if isinstance(value, Unreadable):
-            value = OutcomeValue(errno="EIO", text=value.why, host="", parent="", at="")
-        one.failure = value
+    async def _judge(self, concerned: Iterable[_Pending]) -> None:
+        """End what has ended. How a request failed is looked up when its claim tells that it did.
+
+        It was written in the transaction that moved the claim, so it is there by now.
+        """
+        concerned = list(concerned)
+        if self._verdict is _made:
+            await self._look_up([one for one in concerned if one.may_have_failed])
+        for one in concerned:
+            verdict = self._verdict(one)
+            if not isinstance(verdict, _Going) and one.name in self._pending:
+                del self._pending[one.name]
+                self._ended(one.now or one.first, verdict)
+
+    async def _look_up(self, failed: Sequence[_Pending]) -> None:
+        for some in batched(failed, MAX_TXN_OPS):
+            keys = [self._keys.outcome(one.first.request, one.name) for one in some]
+            result = await self._store.txn(Txn(success=tuple(map(get, keys))))
+            for one, read in zip(some, result.ranges(), strict=True):
+                kv = read.first
+                if kv is not None and kv.mod_revision > one.first.revision:
+                    one.failure = _outcome(kv)
 
     async def _read_again(self) -> int:
-        """Events were compacted away: look at what stands. Returns the oldest revision seen."""
-        revisions = []
-        for one in self._pending.values():
-            keys = (
-                self._keys.claim(one.first.host, one.name),
-                self._keys.outcome(one.first.request, one.name),
-                self._keys.session(one.first.host),
-            )
-            result = await self._store.txn(Txn(success=tuple(map(get, keys))))
-            claim, outcome, session = (read.first for read in result.ranges())
-            self._take(one, claim)
-            if outcome is not None and outcome.mod_revision > one.first.revision:
-                self._fail(one, outcome)
-            one.host_gone = session is None
-            revisions.append(result.revision)
-        return min(revisions)
+        """Look at what stands; returns the oldest revision that was seen."""
+        revision = 0
+        for some in batched(list(self._pending.values()), MAX_TXN_OPS - 1):
+            keys = [self._keys.claim(self._host, one.name) for one in some]
+            reads = (get(self._keys.session(self._host)), *map(get, keys))
+            result = await self._store.txn(Txn(success=reads))
+            session, *kvs = (read.first for read in result.ranges())
+            for one, kv in zip(some, kvs, strict=True):
+                one.host_gone = session is None
+                self._take(one, kv)
+            await self._judge(some)
+            revision = min(revision or result.revision, result.revision)
+        return revision
+
+    def _given_up(self, error: Unreachable) -> OutcomeUnknown:
+        names = list(self._pending)
+        what = names[0] if len(names) == 1 else f"{len(names)} names, {names[0]} first"
+        why = f"it is not known what became of it: {error.why}"
+        return OutcomeUnknown(what, why, f"find out with: mdevns show {names[0]}", name=names[0])
+
+
+def _outcome(kv: KeyValue) -> OutcomeValue:
+    value = decode(kv, OutcomeValue)
+    if isinstance(value, Unreadable):
+        return OutcomeValue(errno="EIO", text=value.why, host="", parent="", at="")
+    return value

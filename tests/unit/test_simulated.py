@@ -1,6 +1,6 @@
 """The simulated host answers as the kernel was measured to, and forgets nothing when killed."""
 
-# ruff: noqa: D102 - the methods of the driver are described where its protocol is
+
 
 from __future__ import annotations
 

@@ -1,0 +1,150 @@
+"""Group commit: how requests share transactions, and that a bad one fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coordinator.batch import GroupCommit
+from coordinator.errors import LeaseGone, NameTaken, StoreReadOnly, Unreachable
+from coordinator.store import Put, Txn
+from tests.support.desk import Desk, name, wish
+from tests.support.faulty import Fate, FaultyStore
+from tests.support.waiting import wait_until_async
+
+if TYPE_CHECKING:
+    from coordinator.transactions import Change
+
+
+class Counted:
+    """A store in memory that counts transactions and can hold them up."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.count = desk, 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.store = FaultyStore(desk.store, self._counted)
+
+    def _counted(self, _: Txn) -> Fate:
+        self.count += 1
+        return Fate.DELIVER
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def reserve(desk: Desk, number: int, lease: int | None = None) -> Change:
+    lease = desk.core.grant(60).id if lease is None else lease
+    return desk.claims.reserve(name(number), "r", wish(), lease=lease, now="t", by=None)
+
+
+async def test_who_asks_at_the_same_time_shares_a_transaction(desk: Desk) -> None:
+    """64 callers of one name each cost one transaction, and each gets its own answer."""
+    counted = Counted(desk)
+    commit = GroupCommit(counted.store, patience=None, rng=random.Random(1))
+    lease = desk.core.grant(60).id
+    answers = await asyncio.gather(
+        *(commit.change((), reserve(desk, n % 60, lease)) for n in range(64))
+    )
+    # Names 0 to 3 are asked for twice: by the same request, so both are answered the same.
+    assert counted.count == 2
+    assert [answer.error for answer in answers] == [None] * 64
+
+
+async def test_what_comes_while_one_is_in_flight_goes_into_the_next(desk: Desk) -> None:
+    """There is one transaction in flight for a set of guards, and nothing waits longer."""
+    counted = Counted(desk)
+    commit = GroupCommit(counted.store, patience=None, rng=random.Random(1))
+    first = asyncio.create_task(commit.change((), reserve(desk, 1)))
+    await wait_until_async(lambda: counted.count)
+    rest = [asyncio.create_task(commit.change((), reserve(desk, n))) for n in range(2, 50)]
+    await asyncio.gather(first, *rest)
+    assert counted.count == 2
+
+
+async def test_different_guards_do_not_share(desk: Desk) -> None:
+    """One caller's fence never decides about another's request."""
+    counted = Counted(desk)
+    desk.core.txn(Txn(success=(Put(desk.keys.hold, b"{}"),)))
+    commit = GroupCommit(counted.store, patience=None, rng=random.Random(1))
+    free, held = await asyncio.gather(
+        commit.change((), reserve(desk, 1)),
+        commit.change((desk.claims.no_hold(),), reserve(desk, 2)),
+    )
+    assert free.error is None
+    assert isinstance(held.error, StoreReadOnly)
+    assert counted.count == 2
+
+
+async def test_a_lease_that_died_fails_its_own_request_alone(desk: Desk) -> None:
+    """etcd refuses the whole for one dead lease; each is then sent alone."""
+    commit = GroupCommit(desk.store, patience=None, rng=random.Random(1))
+    good = desk.core.grant(60).id
+    leases = [good, 4711, good]
+    changes = [reserve(desk, n, lease) for n, lease in enumerate(leases)]
+    answers = await commit.changes((), changes)
+    assert [type(answer.error) for answer in answers] == [type(None), LeaseGone, type(None)]
+
+
+async def test_a_request_that_is_refused_is_told_so_and_the_others_are_not(desk: Desk) -> None:
+    """Answers are not shifted: each caller hears of its own name."""
+    await desk.active(name(2))
+    commit = GroupCommit(desk.store, patience=None, rng=random.Random(1))
+    other = [
+        desk.claims.reserve(name(n), "other", wish(), lease=0, now="t", by=None) for n in range(5)
+    ]
+    answers = await asyncio.gather(*(commit.change((), change) for change in other))
+    refused = [n for n, answer in enumerate(answers) if isinstance(answer.error, NameTaken)]
+    assert refused == [2]
+    claims = [answer.claim for answer in answers]
+    assert [claim and claim.name for claim in claims] == [name(0), name(1), None, name(3), name(4)]
+
+
+async def test_a_caller_that_is_cancelled_takes_nobody_with_it(desk: Desk) -> None:
+    """Its own change may be made; the others' are."""
+    commit = GroupCommit(desk.store, patience=None, rng=random.Random(1))
+    doomed = asyncio.create_task(commit.change((), reserve(desk, 1)))
+    other = asyncio.create_task(commit.change((), reserve(desk, 2)))
+    asyncio.get_running_loop().call_soon(doomed.cancel)
+    assert (await other).error is None
+
+
+async def test_a_store_that_is_away_is_said_to_each_and_the_next_try_is_a_new_one(
+    desk: Desk,
+) -> None:
+    """After a failure nothing is stuck."""
+    fates = iter([Fate.UNREACHABLE])
+    store = FaultyStore(desk.store, lambda _: next(fates, Fate.DELIVER))
+    commit = GroupCommit(store, patience=None, rng=random.Random(1))
+    failed = await commit.changes((), [reserve(desk, 1), reserve(desk, 2)])
+    assert all(isinstance(answer.error, Unreachable) for answer in failed)
+    assert (await commit.change((), reserve(desk, 1))).error is None
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["not sent yet", "under way"])
+async def test_closing_leaves_nobody_waiting(desk: Desk, *, sent: bool) -> None:
+    """Whoever waits when it is closed is cancelled, not forgotten."""
+    tried: list[Txn] = []
+
+    def drop(txn: Txn) -> Fate:
+        tried.append(txn)
+        return Fate.DROP
+
+    commit = GroupCommit(FaultyStore(desk.store, drop), patience=None, rng=random.Random(1))
+    waiting = asyncio.create_task(commit.change((), reserve(desk, 1)))
+    if sent:
+        await wait_until_async(lambda: tried)
+    else:
+        await asyncio.gather(_next_turn())
+    await commit.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def _next_turn() -> None:
+    """One turn of the loop, in which everything that is ready runs once."""

@@ -1,0 +1,182 @@
+"""List, watch from there, list again: what an agent knows of its host's claims."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coordinator.errors import Fenced
+from coordinator.informer import Informer
+from coordinator.model import Claim, Removal, Unreadable
+from coordinator.states import ClaimState
+from coordinator.store import Delete, Put, Txn
+from coordinator.transactions import transaction
+from tests.support.desk import HOST, NAME, OTHER, PARENT, TYPE, Desk, name, wish
+from tests.support.virtual_time import pass_time, run_virtual
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from coordinator.model import Name
+
+RESYNC = 100.0
+
+
+class Watched:
+    """A desk with an enrolled host and its informer; the test does things meanwhile."""
+
+    def __init__(self) -> None:
+        self.desk = Desk()
+        self.session = self.desk.core.grant(100_000).id
+        keys = self.desk.keys
+        puts = (Put(keys.epoch(HOST), b"me"), Put(keys.session(HOST), b"{}", self.session))
+        self.desk.core.txn(Txn(success=puts))
+        self.told: list[Name] = []
+        self.informer = Informer(
+            self.desk.store,
+            keys,
+            host=HOST,
+            instance="me",
+            resync=RESYNC,
+            changed=self.told.extend,
+        )
+
+    def while_running(self, work: Coroutine[None, None, None]) -> None:
+        """Run the informer and, once it has listed, `work`; the informer's errors are raised."""
+
+        async def both() -> None:
+            running = asyncio.create_task(self.informer.run())
+            await self.informer.listed.wait()
+            working = asyncio.create_task(work)
+            await asyncio.wait([running, working], return_when=asyncio.FIRST_COMPLETED)
+            await working
+            await pass_time(1)
+            running.cancel()
+            await running
+
+        with pytest.raises(asyncio.CancelledError):
+            run_virtual(both(), self.desk.core)
+
+    def state(self, which: Name = NAME) -> ClaimState | None:
+        """The state of a claim as the informer knows it."""
+        record = self.informer.get(which)
+        assert not isinstance(record, Unreadable)
+        return record.state if record else None
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_what_was_there_is_listed_and_what_comes_is_told(watched: Watched) -> None:
+    """Claims from before and after the list are known, those of other hosts never are."""
+    desk = watched.desk
+    asyncio.run(_active(desk, name(1)))
+
+    async def work() -> None:
+        await desk.active(name(2))
+        await desk.reserved(name(3), wish(OTHER))
+
+    watched.while_running(work())
+    assert [watched.state(name(n)) for n in (1, 2, 3)] == ["active", "active", None]
+    assert set(watched.told) == {name(1), name(2)}
+
+
+async def _active(desk: Desk, which: Name) -> Claim:
+    return await desk.active(which)
+
+
+def test_a_late_event_never_undoes_our_own_word(watched: Watched) -> None:
+    """What a transaction of ours told is newer than an event that was under way meanwhile."""
+    desk = watched.desk
+
+    async def work() -> None:
+        claim = await desk.creating()
+        newer = desk.claims.activate(claim, boot_id="b", now="t")
+        (answer,) = await desk.make(newer)
+        watched.informer.learn(NAME, answer.revision, answer.claim)
+        assert watched.state() is ClaimState.ACTIVE
+        await pass_time(1)
+        assert watched.state() is ClaimState.ACTIVE
+
+    watched.while_running(work())
+
+
+def test_a_release_of_our_own_is_not_revived_by_an_older_event(watched: Watched) -> None:
+    """The put that is told after the delete that we know of is of an older revision."""
+    desk = watched.desk
+
+    async def work() -> None:
+        retired = await desk.made(desk.claims.retire(await desk.active(), Removal(), now="t"))
+        (answer,) = await desk.make(desk.claims.release(retired, boot_id="b", now="t"))
+        watched.informer.learn(NAME, answer.revision, None)
+        assert list(watched.informer.names()) == []
+        await pass_time(1)
+        assert list(watched.informer.names()) == []
+
+    watched.while_running(work())
+
+
+def test_after_a_compaction_it_lists_again_and_misses_nothing(watched: Watched) -> None:
+    """A claim that came and one that went in the gap are both known."""
+    desk = watched.desk
+    gone = asyncio.run(_active(desk, name(1)))
+
+    async def work() -> None:
+        # All in one turn of the loop, so the watch is told of none of it before the compaction.
+        came = desk.claims.adopt_free(
+            name(2), "r", host=HOST, parent=PARENT, type_=TYPE, boot_id="b", now="t"
+        )
+        for change in (desk.claims.lose(gone, now="t"), came):
+            desk.core.txn(transaction((), [change]))
+        desk.core.compact(desk.core.revision)
+
+    watched.while_running(work())
+    assert [watched.state(name(n)) for n in (1, 2)] == [None, "active"]
+    assert desk.core.now < RESYNC
+
+
+def test_it_is_listed_again_now_and_then_whatever_the_watch_said(watched: Watched) -> None:
+    """A name that the informer wrongly believes in is corrected by the next list."""
+
+    async def work() -> None:
+        claim = await watched.desk.active()
+        watched.informer.learn(name(9), 1, claim)
+        await pass_time(2 * RESYNC)
+
+    watched.while_running(work())
+    assert list(watched.informer.names()) == [NAME]
+
+
+@pytest.mark.parametrize("what", ["a newer epoch", "a lost session"])
+def test_it_ends_when_the_enrolment_does(watched: Watched, what: str) -> None:
+    """A newer enrolment, an evict, or a session that is gone is ESTALE at once."""
+    keys = watched.desk.keys
+    newer = Put(keys.epoch(HOST), b"somebody else")
+    op = newer if what == "a newer epoch" else Delete(keys.session(HOST))
+
+    async def fenced() -> None:
+        running = asyncio.create_task(watched.informer.run())
+        await watched.informer.listed.wait()
+        watched.desk.core.txn(Txn(success=(op,)))
+        with pytest.raises(Fenced):
+            await running
+
+    run_virtual(fenced(), watched.desk.core)
+
+
+def test_a_record_that_cannot_be_read_stops_nothing_else(watched: Watched) -> None:
+    """A damaged claim is known as unreadable, and the others as they are."""
+    desk = watched.desk
+    damaged = Put(desk.keys.claim(HOST, name(1)), b"{")
+    desk.core.txn(Txn(success=(damaged,)))
+
+    async def work() -> None:
+        await desk.active(name(2))
+
+    watched.while_running(work())
+    assert isinstance(watched.informer.get(name(1)), Unreadable)
+    assert watched.state(name(2)) is ClaimState.ACTIVE

@@ -1,0 +1,518 @@
+"""Create, remove and reservations from the asking side, with a host that answers as told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coordinator.claims import Failure, Hold
+from coordinator.client import Client, Result
+from coordinator.creating import Ask, create
+from coordinator.errors import (
+    HostDown,
+    InUse,
+    KernelRefused,
+    LeaseGone,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    OutcomeUnknown,
+    StoreReadOnly,
+    TryAgain,
+)
+from coordinator.model import (
+    Claim,
+    LastError,
+    MachineValue,
+    Name,
+    ParentType,
+    ParentValue,
+    SessionValue,
+    encode,
+    read_claim,
+)
+from coordinator.removing import remove
+from coordinator.reserving import release, renew, reserve
+from coordinator.states import ClaimState
+from coordinator.store import Delete, Put, Txn, prefix
+from coordinator.transactions import transaction
+from tests.support.desk import HOST, NAME, OTHER, TYPE, Desk, name
+from tests.support.faulty import Fate, FaultyStore
+from tests.support.virtual_time import pass_time, run_virtual
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from coordinator.store import Store
+    from coordinator.transactions import Change
+
+TTL = 60
+
+
+class ToldHost:
+    """Stands in for a host's agent: moves claims on as a test tells it to."""
+
+    def __init__(self, desk: Desk, host: str, parents: dict[str, int], lease: int) -> None:
+        self.desk, self.host = desk, host
+        keys, claims = desk.keys, desk.claims
+        session = SessionValue(instance=host, boot_id="b", version="0")
+        puts = [
+            Put(keys.machine(f"m-{host}"), encode(MachineValue(host=host))),
+            Put(keys.identity(host), b"{}"),
+            Put(keys.session(host), encode(session), lease),
+        ]
+        for parent, available in parents.items():
+            types = (ParentType(type=TYPE, available=available),)
+            puts.append(Put(keys.parent(host, parent), encode(ParentValue(types=types))))
+        desk.core.txn(Txn(success=tuple(puts)))
+        self.claims = claims
+        self.refuses: dict[str, str] = {}  # parent: errno
+        self.busy = False
+
+    def claims_now(self) -> list[Claim]:
+        """All claims of the host."""
+        kvs = self.desk.core.range(prefix(self.desk.keys.claims(self.host))).kvs
+        return [claim for kv in kvs if isinstance(claim := read_claim(kv), Claim)]
+
+    def work(self) -> None:
+        """One step on each claim."""
+        for claim in self.claims_now():
+            change = self._next(claim)
+            if change is not None:
+                self.desk.core.txn(transaction((), [change]))
+
+    def _next(self, claim: Claim) -> Change | None:
+        claims = self.claims
+        errno = self.refuses.get(claim.parent)
+        if claim.state is ClaimState.RESERVED:
+            return claims.begin(claim, boot_id="b", now="t")
+        if claim.state is ClaimState.CREATING and errno:
+            failure = Failure(LastError(errno, f"the kernel said {errno}", "t"), 0)
+            return claims.abort(claim, failure, now="t")
+        if claim.state is ClaimState.CREATING:
+            return claims.activate(claim, boot_id="b", now="t")
+        if claim.state is ClaimState.REMOVING and self.busy:
+            return claims.restore(claim, LastError("EBUSY", "it is open", "t"), now="t")
+        if claim.state is ClaimState.REMOVING:
+            return claims.release(claim, boot_id="b", now="t")
+        return None
+
+
+class Scene:
+    """A cluster in memory, its hosts and one client."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.desk = Desk()
+        self.session = self.desk.core.grant(100_000).id
+        self.hosts: list[ToldHost] = []
+        self.store = store or self.desk.store
+        self.patience = 5.0
+
+    def host(self, host: str, **parents: int) -> ToldHost:
+        """A living host whose parents have so many instances left."""
+        told = ToldHost(self.desk, host, parents, self.session)
+        self.hosts.append(told)
+        return told
+
+    def run(self, work: Callable[[Client], Coroutine[None, None, list[Result]]]) -> list[Result]:
+        """Run a request while the hosts work."""
+
+        async def scene() -> list[Result]:
+            client = Client(
+                self.store,
+                self.desk.keys,
+                self.desk.clock,
+                self.desk.rng,
+                patience=self.patience,
+                asked_by="me",
+            )
+            hosts = asyncio.create_task(self._hosts())
+            try:
+                return await work(client)
+            finally:
+                hosts.cancel()
+                await client.close()
+
+        return run_virtual(scene(), self.desk.core)
+
+    async def _hosts(self) -> None:
+        while True:
+            await pass_time(0.1)
+            for host in self.hosts:
+                host.work()
+
+    def create(self, *asks: Ask, wait: bool = True) -> list[Result]:
+        """Create and wait."""
+        return self.run(lambda client: create(client, asks, ttl=TTL, wait=wait))
+
+    def remove(self, *names: Name) -> list[Result]:
+        """Remove and wait."""
+        return self.run(lambda client: remove(client, names))
+
+
+def ask(
+    number: int = 1, *, host: str | None = None, parent: str | None = None, type_: str = TYPE
+) -> Ask:
+    return Ask(name=name(number), request="req", type=type_, host=host, parent=parent)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_a_create_ends_with_an_active_claim(scene: Scene) -> None:
+    """The caller gets the claim as it stands when the device is made."""
+    scene.host(HOST, p0=4)
+    (result,) = scene.create(ask())
+    assert isinstance(result.record, Claim)
+    assert (result.record.state, result.record.host) == (ClaimState.ACTIVE, HOST)
+    assert result.record.asked_by == "me"
+
+
+def test_devices_are_spread_over_hosts_and_parents(scene: Scene) -> None:
+    """Without host or parent each goes where most is free."""
+    scene.host(HOST, p0=2, p1=2)
+    scene.host(OTHER, p0=4)
+    results = scene.create(*[ask(n) for n in range(8)])
+    where = [(r.record.host, r.record.parent) for r in results if isinstance(r.record, Claim)]
+    assert sorted(where) == [(HOST, "p0")] * 2 + [(HOST, "p1")] * 2 + [(OTHER, "p0")] * 4
+
+
+@pytest.mark.parametrize("errno", ["ENOSPC", "EUSERS"])
+def test_what_the_kernel_refuses_for_want_of_room_is_placed_elsewhere(
+    scene: Scene, errno: str
+) -> None:
+    """The hint said that there was room, the kernel's answer counts, another parent has some."""
+    full = scene.host(HOST, p0=9)
+    full.refuses["p0"] = errno
+    scene.host(OTHER, p0=1)
+    (result,) = scene.create(ask())
+    assert isinstance(result.record, Claim)
+    assert result.record.host == OTHER
+    assert full.claims_now() == []
+
+
+def test_when_no_parent_is_left_it_is_enospc(scene: Scene) -> None:
+    """All that offer the type were tried: exit 7, and nothing is left behind."""
+    host = scene.host(HOST, p0=2, p1=0)
+    host.refuses.update(p0="ENOSPC", p1="EUSERS")
+    (result,) = scene.create(ask())
+    assert isinstance(result.error, NoCapacity)
+    assert result.error.exit_code == 7
+    assert host.claims_now() == []
+
+
+def test_a_parent_that_was_named_is_the_only_one_tried(scene: Scene) -> None:
+    """The kernel's own errno is told: nobody asked for another parent."""
+    host = scene.host(HOST, p0=0, p1=9)
+    host.refuses["p0"] = "EUSERS"
+    (result,) = scene.create(ask(parent="p0"))
+    assert result.error is not None
+    assert (result.error.errno, result.error.exit_code) == ("EUSERS", 7)
+
+
+def test_a_stale_hint_of_no_room_is_asked_about(scene: Scene) -> None:
+    """A parent that said 0 a moment ago may have room: the kernel is asked before ENOSPC."""
+    scene.host(HOST, p0=0)
+    (result,) = scene.create(ask())
+    assert isinstance(result.record, Claim)
+
+
+def test_a_drivers_own_refusal_keeps_its_errno(scene: Scene) -> None:
+    """An errno without a meaning of its own is the driver's: exit 15."""
+    scene.host(HOST, p0=1).refuses["p0"] = "EIO"
+    (result,) = scene.create(ask())
+    assert isinstance(result.error, KernelRefused)
+    assert (result.error.errno, result.error.exit_code) == ("EIO", 15)
+
+
+@pytest.mark.parametrize(
+    ("asked", "errno"),
+    [
+        (ask(host="gpu77"), "ENOENT"),
+        (ask(parent="p7"), "ENODEV"),
+        (ask(type_="no-such"), "ENOENT"),
+    ],
+    ids=["host", "parent", "type"],
+)
+def test_what_is_not_there_is_said(scene: Scene, asked: Ask, errno: str) -> None:
+    """No such host, parent or type: exit 3, and the others of the same request are made."""
+    scene.host(HOST, p0=1)
+    good = ask(2)
+    result, other = scene.create(asked, good)
+    assert isinstance(result.error, NotFound)
+    assert (result.error.errno, result.error.exit_code) == (errno, 3)
+    assert other.error is None
+
+
+def test_a_host_that_is_down_is_said_and_nothing_is_reserved(scene: Scene) -> None:
+    """Nobody could make it now: exit 16."""
+    host = scene.host(HOST, p0=1)
+    scene.desk.core.txn(Txn(success=(Delete(scene.desk.keys.session(HOST)),)))
+    (result,) = scene.create(ask(host=HOST))
+    assert isinstance(result.error, HostDown)
+    assert host.claims_now() == []
+
+
+def test_a_name_that_is_taken_is_told_by_whom_and_in_which_state(scene: Scene) -> None:
+    """Exit 4, with host, parent and state of whoever has it."""
+    scene.host(HOST, p0=2)
+    scene.create(ask())
+    taken = Ask(name=NAME, request="another", type=TYPE)
+    (result,) = scene.create(taken)
+    assert isinstance(result.error, NameTaken)
+    assert str(result.error.holder) == f"{HOST}/p0 (active)"
+
+
+def test_the_same_request_again_waits_for_the_same_device(scene: Scene) -> None:
+    """A create that is repeated with its request id is not refused but answered."""
+    scene.host(HOST, p0=2)
+    (first,) = scene.create(ask())
+    (again,) = scene.create(ask())
+    assert again.error is None
+    assert isinstance(again.record, Claim)
+    assert isinstance(first.record, Claim)
+    assert again.record.revision == first.record.revision
+
+
+def test_a_reservation_is_turned_into_a_device_by_its_own_request_only(scene: Scene) -> None:
+    """`create NAME --request ID` makes the name that the request holds; another is refused."""
+    scene.host(HOST, p0=2)
+    scene.run(lambda client: reserve(client, [NAME], request="req", ttl=TTL))
+    (refused,) = scene.create(Ask(name=NAME, request="another", type=TYPE))
+    assert isinstance(refused.error, NameTaken)
+    (made,) = scene.create(ask())
+    assert isinstance(made.record, Claim)
+    assert made.record.state is ClaimState.ACTIVE
+
+
+def test_a_host_that_goes_away_while_it_creates_is_said_and_the_claim_stays(
+    scene: Scene,
+) -> None:
+    """Exit 16: its agent goes on when it is back, and the name stays taken."""
+    host = scene.host(HOST, p0=1)
+    scene.hosts.clear()
+
+    async def dies_in_the_middle(client: Client) -> list[Result]:
+        creating = asyncio.create_task(create(client, [ask()], ttl=TTL))
+        await pass_time(1)
+        host.work()  # begins
+        scene.desk.core.expire(scene.session)
+        return await creating
+
+    (result,) = scene.run(dies_in_the_middle)
+    assert isinstance(result.error, HostDown)
+    assert [claim.state for claim in host.claims_now()] == [ClaimState.CREATING]
+
+
+def test_a_host_that_never_begins_leaves_nothing(scene: Scene) -> None:
+    """The reservation lapses and the waiter is told: exit 16."""
+    host = scene.host(HOST, p0=1)
+    scene.hosts.clear()
+
+    async def waits(client: Client) -> list[Result]:
+        passing = asyncio.create_task(pass_time(2 * TTL))
+        results = await create(client, [ask()], ttl=TTL)
+        await passing
+        return results
+
+    (result,) = scene.run(waits)
+    assert isinstance(result.error, HostDown)
+    assert host.claims_now() == []
+
+
+def test_126_names_cost_one_grant_and_one_transaction() -> None:
+    """Reading apart, a bulk create reserves in one commit and grants one lease."""
+    scene = Scene()
+    written: list[Txn] = []
+
+    def count(txn: Txn) -> Fate:
+        if txn.compares:
+            written.append(txn)
+        return Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, count)
+    scene.host(HOST, p0=126)
+    leases = len(scene.desk.core.leases())
+    results = scene.create(*[ask(n) for n in range(126)])
+    assert all(result.error is None for result in results)
+    assert len(written) == 1
+    assert len(scene.desk.core.leases()) == leases + 1
+
+
+def test_an_unknown_outcome_is_said_as_such_and_leaves_only_a_lease() -> None:
+    """Exit 11: the line says how to find out, and what may have arrived lapses by itself."""
+    scene = Scene()
+    scene.store = FaultyStore(
+        scene.desk.store, lambda txn: Fate.LOSE_ANSWER if txn.compares else Fate.DELIVER
+    )
+    host = scene.host(HOST, p0=1)
+    scene.hosts.clear()
+    (result,) = scene.create(ask())
+    assert isinstance(result.error, OutcomeUnknown)
+    assert result.error.exit_code == 11
+    assert "mdevns show" in result.error.line
+    scene.desk.core.advance(2 * TTL)
+    assert host.claims_now() == []
+
+
+def test_a_lease_that_was_revoked_early_is_replaced(scene: Scene) -> None:
+    """etcd had bugs that revoke living leases: the shared one is not handed out for ever."""
+    scene.host(HOST, p0=4)
+
+    async def twice(client: Client) -> list[Result]:
+        await create(client, [ask(1)], ttl=TTL)
+        scene.desk.core.expire(await client.leases.get(TTL))
+        return await create(client, [ask(2)], ttl=TTL)
+
+    (result,) = scene.run(twice)
+    assert result.error is None
+    assert not isinstance(result.error, LeaseGone)
+
+
+def test_while_a_store_is_being_restored_nothing_is_created(scene: Scene) -> None:
+    """Exit 14, at once."""
+    scene.host(HOST, p0=1)
+    scene.desk.core.txn(Txn(success=(Put(scene.desk.keys.hold, b"{}"),)))
+    (result,) = scene.create(ask())
+    assert isinstance(result.error, StoreReadOnly)
+
+
+def test_a_removed_name_is_free(scene: Scene) -> None:
+    """Remove returns when device and claim are gone."""
+    host = scene.host(HOST, p0=1)
+    scene.create(ask())
+    (result,) = scene.remove(NAME)
+    assert result.error is None
+    assert host.claims_now() == []
+
+
+def test_a_device_in_use_is_ebusy_and_stays(scene: Scene) -> None:
+    """Exit 5; the claim is active again and says why."""
+    host = scene.host(HOST, p0=1)
+    scene.create(ask())
+    host.busy = True
+    (result,) = scene.remove(NAME)
+    assert isinstance(result.error, InUse)
+    (claim,) = host.claims_now()
+    assert claim.error is not None
+    assert (claim.state, claim.error.errno) == (ClaimState.ACTIVE, "EBUSY")
+
+
+def test_a_placeholder_is_not_a_device(scene: Scene) -> None:
+    """To remove what is reserved or being created is EAGAIN, exit 6, and changes nothing."""
+    host = scene.host(HOST, p0=1)
+    scene.hosts.clear()
+    scene.create(ask(), wait=False)
+    states = []
+    for _ in range(2):
+        (result,) = scene.remove(NAME)
+        assert isinstance(result.error, TryAgain)
+        assert result.error.exit_code == 6
+        states += [claim.state for claim in host.claims_now()]
+        host.work()
+    assert states == [ClaimState.RESERVED, ClaimState.CREATING]
+
+
+def test_a_remove_on_a_host_that_is_down_is_said_and_asks_for_nothing(scene: Scene) -> None:
+    """Exit 16, and the claim is as it was: no remove waits to happen by surprise."""
+    host = scene.host(HOST, p0=1)
+    scene.create(ask())
+    scene.desk.core.txn(Txn(success=(Delete(scene.desk.keys.session(HOST)),)))
+    (result,) = scene.remove(NAME)
+    assert isinstance(result.error, HostDown)
+    assert [claim.state for claim in host.claims_now()] == [ClaimState.ACTIVE]
+
+
+def test_of_several_names_each_gets_its_own_answer(scene: Scene) -> None:
+    """In the order in which they were asked for; a name twice is one."""
+    scene.host(HOST, p0=4)
+    scene.create(ask(1), ask(2))
+    results = scene.remove(name(1), name(9), name(2), name(1))
+    assert [(r.name, type(r.error)) for r in results] == [
+        (name(1), type(None)),
+        (name(9), NotFound),
+        (name(2), type(None)),
+    ]
+
+
+def test_reserve_renew_release(scene: Scene) -> None:
+    """A hold lives as long as it is renewed, and is free when it is given back."""
+
+    async def story(client: Client) -> list[Result]:
+        (held,) = await reserve(client, [NAME], request="req", ttl=TTL)
+        assert isinstance(held.record, Hold)
+        await pass_time(TTL - 1)
+        assert (await renew(client, NAME, ttl=TTL)).error is None
+        await pass_time(TTL - 1)
+        assert (await client.views.find(NAME)) is not None
+        assert (await release(client, NAME)).error is None
+        assert (await client.views.find(NAME)) is None
+        return [await release(client, NAME)]
+
+    (again,) = scene.run(story)
+    assert isinstance(again.error, NotFound)
+
+
+def test_what_is_no_reservation_cannot_be_released(scene: Scene) -> None:
+    """A device is removed, not released: exit 5, and it says so."""
+    scene.host(HOST, p0=1)
+    scene.create(ask())
+
+    async def released(client: Client) -> list[Result]:
+        return [await release(client, NAME)]
+
+    (result,) = scene.run(released)
+    assert isinstance(result.error, InUse)
+    assert "mdevns remove" in result.error.line
+
+
+def test_a_store_that_goes_away_during_the_wait_is_said(scene: Scene) -> None:
+    """Exit 11: what becomes of the claim is not known, and the line says how to find out."""
+    scene.host(HOST, p0=1)
+    scene.hosts.clear()
+    away = False
+
+    def fate(_: Txn) -> Fate:
+        return Fate.UNREACHABLE if away else Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, fate)
+
+    async def loses_the_store(client: Client) -> list[Result]:
+        nonlocal away
+        creating = asyncio.create_task(create(client, [ask()], ttl=TTL))
+        await pass_time(1)
+        away = True
+        with pytest.raises(OutcomeUnknown) as caught:
+            await creating
+        assert "mdevns show" in caught.value.line
+        return []
+
+    assert scene.run(loses_the_store) == []
+
+
+def test_a_refused_attribute_is_the_drivers_own_refusal(scene: Scene) -> None:
+    """Whatever its errno, exit 15: no name, host, parent or type is missing."""
+    host = scene.host(HOST, p0=1)
+    scene.hosts.clear()
+
+    async def refused(client: Client) -> list[Result]:
+        creating = asyncio.create_task(create(client, [ask()], ttl=TTL))
+        await pass_time(1)
+        host.work()
+        (claim,) = host.claims_now()
+        failure = Failure(LastError("ENOENT", "no such attribute", "t"), 0, attribute="mode")
+        undone = host.claims.undo(claim, failure, now="t")
+        scene.desk.core.txn(transaction((), [undone]))
+        await pass_time(1)
+        assert not creating.done()  # told once the device is gone
+        host.work()
+        return await creating
+
+    (result,) = scene.run(refused)
+    assert isinstance(result.error, KernelRefused)
+    assert (result.error.errno, result.error.exit_code) == ("ENOENT", 15)
+    assert host.claims_now() == []

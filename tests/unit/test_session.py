@@ -1,0 +1,178 @@
+"""Enrolment, the epoch and the session, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from coordinator.errors import NotAllowed
+from coordinator.model import IdentityValue, SessionValue, decode
+from coordinator.session import Enroller, Session
+from tests.support.desk import HOST, Desk
+from tests.support.faulty import Fate, FaultyStore
+from tests.support.virtual_time import run_virtual
+
+if TYPE_CHECKING:
+    from coordinator.store import Store, Txn
+
+TTL = 9
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def enroller(
+    desk: Desk,
+    *,
+    host: str = HOST,
+    machine: str = "m1",
+    product: str = "p1",
+    boot: str = "b1",
+    seed: int = 1,
+    store: Store | None = None,
+) -> Enroller:
+    return Enroller(
+        store or desk.store,
+        desk.keys,
+        desk.clock,
+        random.Random(seed),
+        host=host,
+        identity=IdentityValue(machine_id=machine, product_uuid=product),
+        boot_id=boot,
+        version="0",
+        ttl=TTL,
+    )
+
+
+def epoch(desk: Desk) -> bytes | None:
+    kv = desk.kv(desk.keys.epoch(HOST))
+    return None if kv is None else kv.value
+
+
+def test_an_enrolment_writes_epoch_session_and_identity_in_one_revision(desk: Desk) -> None:
+    """After it the host has a living session of this agent, which hangs on its lease."""
+    session = run_virtual(enroller(desk).enrol(), desk.core)
+    assert epoch(desk) == session.instance.encode()
+    kvs = [desk.kv(key) for key in (desk.keys.epoch(HOST), desk.keys.session(HOST))]
+    assert len({kv.mod_revision for kv in kvs if kv}) == 1
+    assert kvs[1] is not None
+    assert kvs[1].lease == session.lease
+    value = decode(kvs[1], SessionValue)
+    assert isinstance(value, SessionValue)
+    assert (value.instance, value.boot_id) == (session.instance, "b1")
+
+
+def test_a_crashed_predecessor_of_this_boot_is_taken_over_at_once(desk: Desk) -> None:
+    """A living session of the same boot is our own crashed agent's: no waiting for its lease."""
+    first = run_virtual(enroller(desk).enrol(), desk.core)
+    second = run_virtual(enroller(desk, seed=2).enrol(), desk.core)
+    assert desk.core.now < 1
+    assert epoch(desk) == second.instance.encode() != first.instance.encode()
+    desk.core.expire(first.lease)
+    assert desk.kv(desk.keys.session(HOST)) is not None
+
+
+def test_a_session_of_another_boot_is_waited_for(desk: Desk) -> None:
+    """It may be a clone of this machine that is alive; only its lapse shows that it is not."""
+    run_virtual(enroller(desk).enrol(), desk.core)
+    run_virtual(enroller(desk, boot="b2", seed=2).enrol(), desk.core)
+    assert TTL <= desk.core.now < 2 * TTL
+
+
+@pytest.mark.parametrize(
+    ("host", "machine", "product"),
+    [(HOST, "m2", "p2"), (HOST, "m1", "p2"), ("gpu09", "m1", "p1")],
+    ids=["another machine", "a clone of it", "another name for it"],
+)
+def test_no_second_machine_and_no_second_name(
+    desk: Desk, host: str, machine: str, product: str
+) -> None:
+    """Two machines under one host name, or one under two, are refused: exit 12, by name."""
+    run_virtual(enroller(desk).enrol(), desk.core)
+    before = desk.core.revision
+    with pytest.raises(NotAllowed) as caught:
+        run_virtual(enroller(desk, host=host, machine=machine, product=product).enrol(), desk.core)
+    assert caught.value.exit_code == 12
+    assert host in caught.value.line or machine in caught.value.line
+    assert desk.core.revision == before
+
+
+@pytest.mark.parametrize("lost", [Fate.LOSE_ANSWER, Fate.DROP, Fate.DELAY])
+def test_an_enrolment_whose_answer_is_lost_is_enrolled_once(desk: Desk, lost: Fate) -> None:
+    """It asks again with the very same transaction and recognises its own instance."""
+    writes: list[Txn] = []
+
+    def fate(txn: Txn) -> Fate:
+        if not txn.compares:
+            return Fate.DELIVER  # the reading before it
+        writes.append(txn)
+        return lost if len(writes) == 1 else Fate.DELIVER
+
+    store = FaultyStore(desk.store, fate)
+
+    async def enrol_and_let_the_late_one_in() -> Session:
+        session = await enroller(desk, store=store).enrol()
+        await store.release_late()
+        return session
+
+    session = run_virtual(enrol_and_let_the_late_one_in(), desk.core)
+    assert len(set(writes)) == 1
+    assert epoch(desk) == session.instance.encode()
+
+
+def test_of_two_enrolments_at_once_one_wins_and_the_other_takes_over(desk: Desk) -> None:
+    """The epoch is compared by value, so they follow one another and never share one."""
+
+    async def both() -> list[Session]:
+        enrolling = [enroller(desk, seed=seed).enrol() for seed in (1, 2)]
+        return list(await asyncio.gather(*enrolling))
+
+    sessions = run_virtual(both(), desk.core)
+    assert len({session.instance for session in sessions}) == 2
+    assert epoch(desk) in [session.instance.encode() for session in sessions]
+
+
+def test_a_session_lives_as_long_as_it_is_kept(desk: Desk) -> None:
+    """Ten times its time to live later it is still there, and its deadline is in the future."""
+
+    async def keep() -> Session:
+        session = await enroller(desk).enrol()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10 * TTL):
+                await session.keep(TTL)
+        return session
+
+    session = run_virtual(keep(), desk.core)
+    assert session.alive
+    assert desk.kv(desk.keys.session(HOST)) is not None
+
+
+def test_a_session_that_is_gone_ends_the_keeping(desk: Desk) -> None:
+    """Whoever keeps it learns from the answer that the lease is gone, and enrols again."""
+
+    async def keep() -> None:
+        session = await enroller(desk).enrol()
+        desk.core.expire(session.lease)
+        await session.keep(TTL)
+
+    run_virtual(keep(), desk.core)
+    assert desk.core.now <= TTL
+
+
+def test_the_deadline_is_never_later_than_the_lease(desk: Desk) -> None:
+    """It counts from before the keepalive was sent, so the lease outlives it."""
+
+    async def enrol() -> Session:
+        return await enroller(desk).enrol()
+
+    session = run_virtual(enrol(), desk.core)
+    desk.core.advance(session.deadline - desk.core.now - 0.01)
+    assert desk.kv(desk.keys.session(HOST)) is not None
+    desk.core.advance(0.02)
+    assert not session.alive

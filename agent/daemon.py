@@ -24,7 +24,7 @@ from agent.sysfs import open_bus
 from agent.workers import Workers
 from coordinator import __version__
 from coordinator.clock import SystemClock
-from coordinator.errors import Misconfigured, NotAllowed, StoreError
+from coordinator.errors import Misconfigured, NotAllowed, NotFound, StoreError
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
 from coordinator.model import parse_label
@@ -59,7 +59,7 @@ class AgentSettings:
     cluster: str = "default"
     timeout: float = 10.0
     session_ttl: int = 10
-    rescan: float = 1.0
+    rescan: float = 2.0
     resync: float = 300.0
     per_parent: int = 4
     run_dir: Path | None = None
@@ -71,6 +71,7 @@ def _open_bus(settings: AgentSettings) -> tuple[Bus, Path]:
 
     Raises:
         Misconfigured: the spec is neither `sysfs` nor `sim:DIR`.
+        NotFound: there is no such (simulated) host.
         NotAllowed: nobody lets us make devices here.
     """
     simulated = settings.bus.removeprefix("sim:")
@@ -80,9 +81,13 @@ def _open_bus(settings: AgentSettings) -> tuple[Bus, Path]:
     try:
         bus = open_bus(settings.bus, run_dir)
         problem = bus.problem()
+        bus.boot_id()
     except ValueError:
         why = "is neither sysfs nor sim:DIR"
         raise Misconfigured(what, why, "see: mdevns agent --help") from None
+    except FileNotFoundError:
+        why = "there is no host: no boot id can be read"
+        raise NotFound(what, why, "make a simulated one: mdevns sim init DIR") from None
     except PermissionError as error:
         raise NotAllowed(what, str(error.strerror), errno_name="EACCES") from None
     if problem is not None:  # a driver that loads later is an ordinary boot

@@ -47,6 +47,7 @@ class Refusal:
     write: Write
     errno: str
     text: str
+    attribute: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Decision:
     action: Action
     errno: str | None = None
     text: str = ""
+    attribute: str | None = None
 
 
 _NOTHING, _WAIT = Decision(Action.NOTHING), Decision(Action.WAIT)
@@ -148,7 +150,7 @@ def _creating(claim: Claim, facts: Facts) -> Decision:
         return _somebody_elses(facts)
     if facts.sight is Sight.AS_ASKED:
         if refusal is not None and refusal.write is Write.ATTRIBUTE:
-            return Decision(Action.UNDO, refusal.errno, refusal.text)
+            return Decision(Action.UNDO, refusal.errno, refusal.text, refusal.attribute)
         return Decision(Action.CONFIGURE)
     if refusal is not None and refusal.write is Write.CREATE and refusal.errno != "EEXIST":
         return Decision(Action.ABORT, refusal.errno, refusal.text)

@@ -39,6 +39,7 @@ class Reconciler:
         self._dirty: set[Name] = set()
         self._tasks: dict[Name, asyncio.Task[None]] = {}
         self._tries: dict[Name, int] = {}
+        self._timers: dict[Name, asyncio.TimerHandle] = {}
         self._stopping = False
         self.fenced: asyncio.Future[MdevnsError] = asyncio.get_running_loop().create_future()
         """Done when the enrolment is no longer in force, with the reason."""
@@ -71,6 +72,8 @@ class Reconciler:
     async def abandon(self) -> None:
         """Drop everything now. What the kernel was given goes on, and its locks tell."""
         self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -112,7 +115,18 @@ class Reconciler:
             self._dirty.add(name)
         else:
             seconds = self._backoff(name) if when is Again.LATER else when
-            asyncio.get_running_loop().call_later(seconds, self.poke, (name,))
+            self._set_timer(name, seconds)
+
+    def _set_timer(self, name: Name, seconds: float) -> None:
+        """One timer a name, whoever else pokes it: they would add up for as long as it waits."""
+        if name in self._timers:
+            self._timers[name].cancel()
+        loop = asyncio.get_running_loop()
+        self._timers[name] = loop.call_later(seconds, self._timed, name)
+
+    def _timed(self, name: Name) -> None:
+        del self._timers[name]
+        self.poke((name,))
 
     def _backoff(self, name: Name) -> float:
         tries = self._tries[name] = min(self._tries.get(name, 0) + 1, 10)

@@ -17,7 +17,7 @@ from agent.reconcile import Action, Decision, Refusal, Write
 from agent.workers import Order, OrderKind
 from coordinator.claims import Failure
 from coordinator.errors import NameTaken
-from coordinator.model import FindingKind, FindingValue, LastError
+from coordinator.model import NIL, FindingKind, FindingValue, LastError
 from coordinator.states import ClaimEvent, ClaimState, transition
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ _log = structlog.get_logger()
 
 _OUTCOME_TTL = 300  # seconds for which whoever waits can learn how a request failed
 _CONFLICT_AGAIN = 30.0  # seconds after which a name held elsewhere is asked for again
+# Devices that are made side by side end one after the other, further apart than a commit takes.
+# So long one that is made waits for company: a share of what it took, and at most seconds.
+_GATHER_SHARE, _GATHER_MOST = 0.25, 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,8 @@ class Steps:
         self._no_hold = enrolled.claims.no_hold()
         self._refusals: dict[Name, Refusal] = {}
         self._adopt_after: dict[Name, float] = {}
+        self._under_way = 0
+        self._company: asyncio.Future[None] | None = None
 
     def refusal(self, name: Name) -> Refusal | None:
         """The kernel's answer to our last write for the name, if it was no."""
@@ -94,6 +99,9 @@ class Steps:
 
     async def unclaimed(self, name: Name, device: Device) -> Again:
         """Adopt: claim the name of somebody else's device. Held elsewhere, it is a conflict."""
+        if name == NIL:
+            self._e.reporter.found(name, _foreign(device, "the nil UUID is no name for a claim"))
+            return Again.NOT
         now = self._e.clock.boottime()
         if device.type is None or now < self._adopt_after.get(name, 0.0):
             return Again.NOT
@@ -170,9 +178,26 @@ class Steps:
         if not written.begun or not written.known:
             return Again.LATER
         if written.errno is None:
+            await self._gather(written.seconds)
             return await self._activate(claim)
         write = Write.ATTRIBUTE if written.attribute else Write.CREATE
         return self._refused(claim, write, written)
+
+    async def _gather(self, seconds: float) -> None:
+        """Let devices that are made at about the same time be activated in one commit.
+
+        One that is made alone, or as the last, waits for nobody, and takes along who waits.
+        """
+        loop = asyncio.get_running_loop()
+        if self._company is None or self._company.done():
+            if not self._under_way:
+                return
+            self._company = loop.create_future()
+            wait = min(_GATHER_MOST, seconds * _GATHER_SHARE)
+            loop.call_later(wait, _leave, self._company)
+        elif not self._under_way:
+            _leave(self._company)
+        await asyncio.shield(self._company)
 
     async def _activate(self, claim: Claim) -> Again:
         change = self._e.claims.activate(claim, boot_id=self._e.boot_id, now=self._e.clock.now())
@@ -197,8 +222,12 @@ class Steps:
         order = Order(
             kind=kind, name=claim.name, parent=claim.parent, type=claim.type, attrs=claim.attrs
         )
-        # The deadline is read when a worker takes the order, which may be long from now.
-        written = await self._e.workers.order(order, deadline=lambda: self._e.session.deadline)
+        self._under_way += 1
+        try:
+            # The deadline is read when a worker takes the order, which may be long from now.
+            written = await self._e.workers.order(order, deadline=lambda: self._e.session.deadline)
+        finally:
+            self._under_way -= 1
         _log.info(
             "kernel write",
             write=kind.value,
@@ -218,7 +247,7 @@ class Steps:
         errno = written.errno or "EIO"
         what = f"attribute {written.attribute}" if written.attribute else f"to {write.value} it"
         text = f"{claim.host}/{claim.parent}: the kernel refused {what} ({errno})"
-        self._refusals[claim.name] = Refusal(write, errno, text)
+        self._refusals[claim.name] = Refusal(write, errno, text, written.attribute)
         # EEXIST: the name is held for a moment, or for long; never a hot loop.
         return Again.LATER if errno == "EEXIST" else Again.NOW
 
@@ -288,7 +317,22 @@ class Steps:
         return LastError(decision.errno or "EIO", decision.text, self._e.clock.now())
 
     async def _failure(self, decision: Decision) -> Failure:
-        return Failure(self._error(decision), await self._e.leases.get(_OUTCOME_TTL))
+        lease = await self._e.leases.get(_OUTCOME_TTL)
+        return Failure(self._error(decision), lease, decision.attribute)
+
+
+def _foreign(device: Device, why: str) -> FindingValue:
+    return FindingValue(
+        kind=FindingKind.FOREIGN,
+        parent=device.parent,
+        type=device.type,
+        detail=f"on {device.parent}: {why}",
+    )
+
+
+def _leave(company: asyncio.Future[None]) -> None:
+    if not company.done():
+        company.set_result(None)
 
 
 def _conflict(device: Device, taken: NameTaken) -> FindingValue:

@@ -1,0 +1,115 @@
+"""A whole agent in this process: real daemon and workers, simulated kernel, store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from agent import simulated
+from agent.daemon import Agent, AgentSettings
+from agent.enrolment import Parts
+from agent.simulated import SimulatedBus
+from agent.workers import Workers
+from coordinator.clock import SystemClock
+from coordinator.model import Claim, FindingValue, Name, OutcomeValue, Removal, Wish, decode
+from coordinator.store import prefix
+from tests.support.desk import HOST, NAME, TYPE, Desk
+from tests.support.waiting import wait_until_async
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from coordinator.states import ClaimState
+
+__all__ = ["Host"]
+
+SOON = 20.0  # seconds for what takes a fraction of one on a quiet machine
+
+
+class Host:
+    """A simulated host, the store that its agent sees, and what a test asks of both."""
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        self.directory, self.desk = directory, Desk()
+        simulated.init(directory, 2, {TYPE: 4}, **options)  # type: ignore[arg-type]  # the simulator's own
+        self.bus = SimulatedBus(directory)
+        self.parents = sorted(self.bus.parents())
+
+    @asynccontextmanager
+    async def agent(self, *, rescan: float = 0.2) -> AsyncIterator[Agent]:
+        """An agent that serves the host; it is stopped as SIGTERM stops it."""
+        settings = AgentSettings(host=HOST, bus=self.bus.spec, session_ttl=5, rescan=rescan)
+        parts = Parts(
+            store=self.desk.store,
+            keys=self.desk.keys,
+            clock=SystemClock(),
+            rng=random.Random(3),
+            bus=self.bus,
+            workers=Workers(self.bus.spec, self.bus.run_dir),
+        )
+        agent = Agent(settings, parts)
+        running = asyncio.create_task(agent.run())
+        try:
+            await self.wait(lambda: len(self._under(self.desk.keys.parents(HOST))) == 2)
+            yield agent
+        finally:
+            agent.stop.set()
+            await running
+
+    def _under(self, key: str) -> list[str]:
+        return [kv.key for kv in self.desk.core.range(prefix(key)).kvs]
+
+    async def wait(self, condition: object) -> None:
+        """Wait until a condition holds."""
+        assert callable(condition)
+        await wait_until_async(condition, SOON)
+
+    # What is asked for.
+
+    def wish(self, *, attrs: tuple[tuple[str, str], ...] = (), persistent: bool = False) -> Wish:
+        """A wish for a device on the first parent."""
+        return Wish(
+            host=HOST, parent=self.parents[0], type=TYPE, attrs=attrs, persistent=persistent
+        )
+
+    async def ask(self, wish: Wish | None = None, name: Name = NAME) -> Claim:
+        """Reserve, as an operator does."""
+        return await self.desk.reserved(name, wish or self.wish())
+
+    async def retire(self, *, force: bool = False, name: Name = NAME) -> None:
+        """Ask for the removal, as an operator does."""
+        _, claim = self.desk.records(name)
+        assert claim is not None
+        await self.desk.make(self.desk.claims.retire(claim, Removal(force=force), now="t"))
+
+    # What came of it.
+
+    def claim(self, name: Name = NAME) -> Claim | None:
+        """The claim as it stands."""
+        return self.desk.records(name)[1]
+
+    def is_in(self, state: ClaimState | None, name: Name = NAME) -> bool:
+        """Whether the claim is in a state; None: the name is free."""
+        claim = self.claim(name)
+        return (claim.state if claim else None) == state
+
+    def devices(self) -> set[str]:
+        """What the kernel shows."""
+        return {path.name for path in (self.directory / "sys/bus/mdev/devices").iterdir()}
+
+    def outcome(self) -> OutcomeValue | None:
+        """How the request failed."""
+        kv = self.desk.kv(self.desk.keys.outcome("r", NAME))
+        value = None if kv is None else decode(kv, OutcomeValue)
+        assert value is None or isinstance(value, OutcomeValue)
+        return value
+
+    def finding(self, name: Name = NAME) -> FindingValue | None:
+        """What the agent reports of a device that is not ours."""
+        kv = self.desk.kv(self.desk.keys.finding(HOST, name))
+        value = None if kv is None else decode(kv, FindingValue)
+        assert value is None or isinstance(value, FindingValue)
+        return value

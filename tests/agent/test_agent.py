@@ -1,0 +1,299 @@
+"""What an agent makes of claims and devices, on a simulated kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent import simulated
+from agent.locks import AgentLock
+from coordinator.errors import InUse
+from coordinator.model import FindingKind
+from coordinator.states import ClaimState
+from coordinator.store import Put, Txn
+from tests.agent.host import Host
+from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ACTIVE, CREATING, REMOVING = ClaimState.ACTIVE, ClaimState.CREATING, ClaimState.REMOVING
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path / "h")
+
+
+async def test_what_is_reserved_is_made_and_what_is_retired_is_removed(host: Host) -> None:
+    """The line: reserved, creating, active with its device; removing, free without it."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        assert host.devices() == {NAME}
+        await host.retire()
+        await host.wait(lambda: host.is_in(None))
+        assert host.devices() == set()
+
+
+async def test_what_was_asked_for_while_no_agent_ran_is_made_at_its_start(host: Host) -> None:
+    """A reservation survives the agent's absence; the start lists, looks and goes on."""
+    await host.ask()
+    async with host.agent():
+        await host.wait(lambda: host.is_in(ACTIVE))
+
+
+async def test_a_refused_attribute_undoes_the_device(tmp_path: Path) -> None:
+    """The device is taken back, the name is free, and whoever waits is told which and why."""
+    host = Host(tmp_path / "h", attributes={"first": True, "second": True})
+    simulated.fail_attribute(host.directory, "second")
+    async with host.agent():
+        await host.ask(host.wish(attrs=(("first", "1"), ("second", "2"))))
+        await host.wait(lambda: host.outcome() is not None and host.is_in(None))
+    outcome = host.outcome()
+    assert outcome is not None
+    assert (outcome.errno, outcome.attribute) == ("EINVAL", "second")
+    assert host.devices() == set()
+
+
+async def test_attributes_are_written_before_the_claim_is_active(tmp_path: Path) -> None:
+    """Whoever is told of the device finds it as it was asked for."""
+    host = Host(tmp_path / "h", attributes={"first": True})
+    async with host.agent():
+        await host.ask(host.wish(attrs=(("first", "one"),)))
+        await host.wait(lambda: host.is_in(ACTIVE))
+        device = host.directory / "sys/bus/mdev/devices" / NAME
+        assert (device / "first").read_text().strip() == "one"
+
+
+@pytest.mark.parametrize("errno", ["EIO", "ENOSPC", "EUSERS"])
+async def test_a_create_that_the_driver_refuses_leaves_nothing(host: Host, errno: str) -> None:
+    """The kernel's errno is the outcome, the name is free, and no device is there."""
+    simulated.fail_creates(host.directory, host.parents[0], errno)
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.outcome() is not None)
+        outcome = host.outcome()
+        assert outcome is not None
+        assert (outcome.errno, outcome.host, outcome.parent) == (errno, HOST, host.parents[0])
+        assert host.is_in(None)
+        assert host.devices() == set()
+
+
+async def test_a_persistent_name_survives_a_refused_create(host: Host) -> None:
+    """It is defined, so that it can be started again, and the error stands in it."""
+    simulated.fail_creates(host.directory, host.parents[0], "EIO")
+    async with host.agent():
+        await host.ask(host.wish(persistent=True))
+        await host.wait(lambda: host.is_in(ClaimState.DEFINED))
+        claim = host.claim()
+        assert claim is not None
+        assert claim.error is not None
+        assert claim.error.errno == "EIO"
+
+
+async def test_a_parent_that_is_not_there_refuses_the_reservation(host: Host) -> None:
+    """Nothing is begun: ENODEV is told and the name is free."""
+    async with host.agent():
+        await host.ask(wish(HOST, "no-such-parent"))
+        await host.wait(lambda: host.outcome() is not None)
+        outcome = host.outcome()
+        assert outcome is not None
+        assert outcome.errno == "ENODEV"
+        assert host.is_in(None)
+
+
+async def test_a_device_that_is_held_open_is_ebusy_at_once(host: Host) -> None:
+    """The claim is active again and says so; once it is let go the remove works."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.hold(host.directory, NAME)
+        await host.retire()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        claim = host.claim()
+        assert claim is not None
+        assert claim.error is not None
+        assert claim.error.errno == "EBUSY"
+        simulated.let_go(host.directory, NAME)
+        await host.retire()
+        await host.wait(lambda: host.is_in(None))
+
+
+async def test_a_forced_remove_waits_and_holds_nobody_up(host: Host) -> None:
+    """While it sleeps in the kernel, other names of the parent are made and removed."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.hold(host.directory, NAME)
+        await host.retire(force=True)
+        await host.wait(lambda: NAME not in host.devices())
+        await host.ask(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        assert host.is_in(REMOVING)
+        simulated.let_go(host.directory, NAME)
+        await host.wait(lambda: host.is_in(None))
+
+
+async def test_an_agent_stops_and_starts_while_a_write_hangs(host: Host) -> None:
+    """The hung remove is in flight for the next agent, which waits for it and releases."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.hold(host.directory, NAME)
+        await host.retire(force=True)
+        await host.wait(lambda: NAME not in host.devices())
+    assert host.is_in(REMOVING)
+    async with host.agent():
+        await host.ask(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        assert host.is_in(REMOVING)
+        simulated.let_go(host.directory, NAME)
+        await host.wait(lambda: host.is_in(None))
+
+
+async def test_somebody_elses_device_is_adopted_and_not_removed(host: Host) -> None:
+    """Made by hand while the agent runs, it is claimed when it has settled; no more is done."""
+    async with host.agent():
+        simulated.create(host.directory, host.parents[1], TYPE, NAME)
+        await host.wait(lambda: host.is_in(ACTIVE))
+        claim = host.claim()
+        assert claim is not None
+        assert (claim.adopted, claim.parent) == (True, host.parents[1])
+        assert host.devices() == {NAME}
+
+
+async def test_what_was_there_before_the_agent_is_adopted(host: Host) -> None:
+    """Devices from before its first start are claimed, all of them."""
+    names = [name(n) for n in range(1, 4)]
+    for one in names:
+        simulated.create(host.directory, host.parents[0], TYPE, one)
+    async with host.agent():
+        await host.wait(lambda: all(host.is_in(ACTIVE, one) for one in names))
+
+
+async def test_a_device_whose_name_another_host_holds_is_a_conflict(host: Host) -> None:
+    """It is reported and never touched; when it is gone, so is the report."""
+    await host.desk.reserved(NAME, wish(OTHER))
+    async with host.agent():
+        simulated.create(host.directory, host.parents[0], TYPE, NAME)
+        await host.wait(lambda: host.finding() is not None)
+        finding = host.finding()
+        assert finding is not None
+        assert finding.kind is FindingKind.CONFLICT
+        assert OTHER in finding.detail
+        assert host.devices() == {NAME}
+        simulated.remove(host.directory, NAME)
+        await host.wait(lambda: host.finding() is None)
+
+
+async def test_a_request_for_a_name_that_the_host_has_by_hand_fails_and_keeps_it(
+    host: Host,
+) -> None:
+    """EEXIST is told, and the same transaction keeps the name for what is there."""
+    simulated.create(host.directory, host.parents[1], TYPE, NAME)
+    await host.ask()
+    async with host.agent():
+        await host.wait(lambda: host.outcome() is not None)
+        outcome, claim = host.outcome(), host.claim()
+        assert outcome is not None
+        assert outcome.errno == "EEXIST"
+        assert claim is not None
+        assert (claim.state, claim.adopted, claim.parent) == (ACTIVE, True, host.parents[1])
+
+
+async def test_a_device_that_is_removed_by_hand_is_lost(host: Host) -> None:
+    """A transient name is free again."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.remove(host.directory, NAME)
+        await host.wait(lambda: host.is_in(None))
+
+
+async def test_a_record_that_cannot_be_read_is_left_alone_and_stops_nothing(host: Host) -> None:
+    """Its device is neither adopted nor removed, and the next name is made."""
+    damaged = Put(host.desk.keys.claim(HOST, NAME), b'{"v":99}')
+    host.desk.core.txn(Txn(success=(Put(host.desk.keys.name(NAME), b"{"), damaged)))
+    simulated.create(host.directory, host.parents[0], TYPE, NAME)
+    async with host.agent():
+        await host.ask(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        kv = host.desk.kv(damaged.key)
+        assert kv is not None
+        assert kv.value == damaged.value
+        assert NAME in host.devices()
+
+
+async def test_while_a_store_is_being_restored_nothing_is_begun(host: Host) -> None:
+    """With `hold` present a reservation waits, and a foreign device is adopted."""
+    hold = Put(host.desk.keys.hold, b"{}")
+    host.desk.core.txn(Txn(success=(hold,)))
+    await host.ask()
+    async with host.agent():
+        simulated.create(host.directory, host.parents[0], TYPE, name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        assert host.is_in(ClaimState.RESERVED)
+        assert NAME not in host.devices()
+
+
+async def test_an_evicted_agent_enrols_again_and_goes_on(host: Host) -> None:
+    """A new epoch fences it; it drops what it had, enrols, and makes what is still asked for."""
+    async with host.agent():
+        epoch = host.desk.keys.epoch(HOST)
+        host.desk.core.txn(Txn(success=(Put(epoch, b"an evict"),)))
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        kv = host.desk.kv(epoch)
+        assert kv is not None
+        assert kv.value != b"an evict"
+
+
+async def test_a_lost_session_is_replaced(host: Host) -> None:
+    """An agent whose lease was revoked early enrols again; no claim is touched."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        session = host.desk.kv(host.desk.keys.session(HOST))
+        assert session is not None
+        host.desk.core.expire(session.lease)
+        await host.wait(lambda: host.desk.kv(host.desk.keys.session(HOST)) is not None)
+        assert host.is_in(ACTIVE)
+
+
+async def test_a_stop_gives_the_session_back(host: Host) -> None:
+    """The host is seen to be down at once, and its claims stay."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+    assert host.desk.kv(host.desk.keys.session(HOST)) is None
+    assert host.is_in(ACTIVE)
+
+
+async def test_a_stop_finishes_what_the_kernel_was_given(tmp_path: Path) -> None:
+    """A create that was begun ends with its device and an active claim."""
+    host = Host(tmp_path / "h", latency=0.5)
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(CREATING) and host.bus.scan().devices)
+    assert host.is_in(ACTIVE)
+    assert host.devices() == {NAME}
+
+
+async def test_parents_that_come_and_go_are_reported(host: Host) -> None:
+    """What the cluster knows of a host's parents follows what the kernel has."""
+    keys = host.desk.keys
+    async with host.agent():
+        simulated.unplug(host.directory, host.parents[1])
+        await host.wait(lambda: host.desk.kv(keys.parent(HOST, host.parents[1])) is None)
+        simulated.plug(host.directory, host.parents[1])
+        await host.wait(lambda: host.desk.kv(keys.parent(HOST, host.parents[1])) is not None)
+
+
+async def test_a_second_agent_on_the_machine_is_refused(host: Host) -> None:
+    """One agent a machine: another one is told so, with EBUSY."""
+    run_dir = host.bus.run_dir
+    with AgentLock(run_dir), pytest.raises(InUse) as caught, AgentLock(run_dir):
+        pass
+    assert (caught.value.errno, caught.value.exit_code) == ("EBUSY", 5)

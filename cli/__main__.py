@@ -1,0 +1,5 @@
+"""`python -m cli` is `mdevns`."""
+
+from cli.main import main
+
+main()

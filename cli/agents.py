@@ -1,0 +1,77 @@
+"""`agent`: one host's agent, in the foreground."""
+
+# No `from __future__ import annotations`: Typer reads the annotations.
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.daemon import AgentSettings, run
+from cli.context import Call, command
+from coordinator.etcd import parse_endpoints
+
+__all__ = ["agent"]
+
+
+@command
+def agent(
+    call: Call,
+    *,
+    host: Annotated[
+        str | None, typer.Option(help="This host's name in the cluster.  [default: its own]")
+    ] = None,
+    bus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sysfs|sim:DIR", help="The kernel, or a simulated host.  [default: sysfs]"
+        ),
+    ] = None,
+    session_ttl: Annotated[
+        int | None,
+        typer.Option(help="Seconds without a sign of life until it is unreachable.  [default: 10]"),
+    ] = None,
+    rescan: Annotated[
+        float | None, typer.Option(help="Look at the bus every so many seconds.  [default: 2]")
+    ] = None,
+    resync: Annotated[
+        float | None, typer.Option(help="List the claims every so many seconds.  [default: 300]")
+    ] = None,
+    per_parent: Annotated[
+        int | None, typer.Option(help="So many writes to a parent at a time.  [default: 4]")
+    ] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="For locks.  [default: /run/mdevns, or DIR/run]")
+    ] = None,
+) -> None:
+    """Run one host's agent, in the foreground.
+
+    SIGTERM lets what the kernel is doing finish, and leaves the rest for the next start.
+    """
+    flags = {
+        "host": host,
+        "bus": bus,
+        "session_ttl": session_ttl,
+        "rescan": rescan,
+        "resync": resync,
+        "per_parent": per_parent,
+        "run_dir": run_dir,
+    }
+    settings = call.configured(flags)
+    chosen = settings.agent
+    run(
+        AgentSettings(
+            host=chosen.host or socket.gethostname(),
+            bus=chosen.bus,
+            endpoints=parse_endpoints(settings.urls),
+            cluster=settings.cluster,
+            timeout=settings.timeout,
+            session_ttl=chosen.session_ttl,
+            rescan=chosen.rescan,
+            resync=chosen.resync,
+            per_parent=chosen.per_parent,
+            run_dir=Path(chosen.run_dir) if chosen.run_dir else None,
+            verbose=call.given.verbose,
+        )
+    )

@@ -1,0 +1,170 @@
+"""What a create asks for, from its options or from a file with a request a line."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import msgspec
+
+from cli.failures import Usage
+from coordinator.creating import Ask
+from coordinator.errors import InvalidValue, NotFound
+from coordinator.model import (
+    parse_attribute,
+    parse_label,
+    parse_name,
+    parse_request,
+    random_name,
+)
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from coordinator.model import Name
+
+__all__ = ["Line", "asks", "bounded", "names", "read_lines", "request_id"]
+
+_COUNT = 100_000
+_TTL = 365 * 24 * 3600
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request. What a line of a file leaves out is as the options say."""
+
+    name: str | None = None
+    type: str | None = None
+    host: str | None = None
+    parent: str | None = None
+    attrs: tuple[tuple[str, str], ...] | None = None
+    persistent: bool | None = None
+    autostart: bool | None = None
+    request: str | None = None
+
+    def over(self, options: Line) -> Line:
+        """This line, and the options where it says nothing."""
+        mine = {f: getattr(self, f) for f in self.__struct_fields__}
+        return msgspec.structs.replace(
+            options, **{field: value for field, value in mine.items() if value is not None}
+        )
+
+    def ask(self, rng: random.Random) -> Ask:
+        """The request itself, every value looked at.
+
+        Raises:
+            Usage: it names no type.
+            InvalidValue: a value that can't be.
+        """
+        if self.type is None:
+            raise Usage("create", "no type is given", "give --type, or type in each line")
+        return Ask(
+            name=_name(self.name, rng),
+            request=request_id(self.request, rng),
+            type=parse_label(self.type, "type"),
+            host=None if self.host is None else parse_label(self.host, "host name"),
+            parent=None if self.parent is None else parse_label(self.parent, "parent"),
+            attrs=tuple(_attribute(key, value) for key, value in self.attrs or ()),
+            persistent=bool(self.persistent or self.autostart),
+            autostart=bool(self.autostart),
+        )
+
+
+def _name(text: str | None, rng: random.Random) -> Name:
+    return random_name(rng.getrandbits(128)) if text is None else parse_name(text)
+
+
+def _attribute(key: str, value: str) -> tuple[str, str]:
+    if "=" in key:
+        raise InvalidValue(key, "not an attribute", "write it as [NAME, VALUE]")
+    return parse_attribute(f"{key}={value}")
+
+
+def request_id(text: str | None, rng: random.Random) -> str:
+    """The id of a request: the one that is given, or a random one.
+
+    Raises:
+        InvalidValue: it is not one.
+    """
+    return f"{rng.getrandbits(64):016x}" if text is None else parse_request(text)
+
+
+def names(name: str | None, count: int | None, rng: random.Random) -> list[Name]:
+    """The one that is named, or `count` random ones.
+
+    Raises:
+        Usage: both are given.
+        InvalidValue: it is not a name, or not a count.
+    """
+    if name is not None and count is not None:
+        raise Usage("--count", "makes random names, and one is named", "give one of the two")
+    many = 1 if count is None else bounded(count, "--count", 1, _COUNT)
+    return [_name(name, rng) for _ in range(many)]
+
+
+def bounded(value: int, what: str, low: int = 1, high: int = _TTL) -> int:
+    """A number between its bounds; seconds unless told otherwise.
+
+    Raises:
+        InvalidValue: it is not.
+    """
+    if not low <= value <= high:
+        raise InvalidValue(f"{what} {value}", "cannot be", f"give {low} to {high}")
+    return value
+
+
+def asks(options: Line, lines: Iterable[tuple[str, Line]], rng: random.Random) -> list[Ask]:
+    """A request for each line; `lines` carry where they stand, for errors.
+
+    Raises:
+        MdevnsError: for the first that is wrong, with where it stands.
+    """
+    known: dict[Name, str] = {}
+    found = []
+    # One request for all of them, so that whoever has its id finds them again.
+    options = msgspec.structs.replace(options, request=request_id(options.request, rng))
+    for where, line in lines:
+        try:
+            ask = line.over(options).ask(rng)
+        except (Usage, InvalidValue) as error:
+            what = f"{where}: {error.what}" if where else error.what
+            raise type(error)(what, error.why, error.hint, name=error.name) from None
+        if ask.name in known:
+            raise InvalidValue(f"{where}: {ask.name}", f"asked for before, in {known[ask.name]}")
+        known[ask.name] = where
+        found.append(ask)
+    return found
+
+
+def read_lines(file: str) -> Iterator[tuple[str, Line]]:
+    """The requests in a file of JSON lines (`-`: stdin), each with where it stands.
+
+    Raises:
+        NotFound, InvalidValue: it cannot be read, or a line of it is wrong.
+    """
+    try:
+        with _opened(file) as lines:
+            for number, text in enumerate(lines, 1):
+                if text.strip():
+                    where = f"{'stdin' if file == '-' else file} line {number}"
+                    yield where, _line(where, text)
+    except FileNotFoundError:
+        raise NotFound(file, "no such file") from None
+    except OSError as error:
+        raise InvalidValue(file, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidValue(file, "is not UTF-8") from None
+
+
+def _opened(file: str) -> AbstractContextManager[TextIO]:
+    return nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8")
+
+
+def _line(where: str, text: str) -> Line:
+    try:
+        return msgspec.json.decode(text, type=Line)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise InvalidValue(where, str(error), "nothing was done") from None

@@ -1,0 +1,162 @@
+"""`mdevns`: the entry point and the table of commands.
+
+A command's module is imported when the command is called and not before, so that `--help`
+costs what Typer costs; what is printed there of a command stands in the table.
+"""
+
+# No `from __future__ import annotations`: Typer reads the annotations.
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from itertools import pairwise
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from cli.failures import Usage, nobody_reads, report, unforeseen
+from cli.options import Given, taking_options
+from coordinator import __version__
+from coordinator.errors import Interrupted, MdevnsError
+
+__all__ = ["COMMANDS", "app", "load", "main"]
+
+# Where each command is (a function, or the Typer app of a group), and the first line of its
+# help, which a test holds to its docstring.
+COMMANDS = {
+    "create": ("cli.names:create", "Claim a name and have its device made."),
+    "remove": ("cli.names:remove", "Remove devices, and free their names."),
+    "reserve": ("cli.names:reserve", "Hold a name with no host yet."),
+    "renew": ("cli.names:renew", "Hold a reservation for longer."),
+    "release": ("cli.names:release", "Give a reservation back."),
+    "list": ("cli.names:list_", "List names and who holds them."),
+    "show": ("cli.names:show", "Say who holds a name, why, and what would free it."),
+    "hosts": ("cli.hosts:hosts", "List hosts, and how many names they hold."),
+    "parents": ("cli.hosts:parents", "List parents and what they have available."),
+    "types": ("cli.hosts:types", "List types, and what the cluster has available of each."),
+    "check": ("cli.checking:check", "Check that names, claims and devices agree."),
+    "agent": ("cli.agents:agent", "Run one host's agent, in the foreground."),
+    "sim": ("cli.sim:app", "Simulated hosts, for demos and tests."),
+    "etcd": ("cli.etcd:app", "The embedded etcd, for demos and tests."),
+    "demo": ("cli.demo:demo", "Show what mdevns does, on this machine alone, in a minute."),
+}
+
+_AFTER = "Global options work here too; see: mdevns --help"
+
+
+class _Commands(TyperGroup):
+    """The group of all commands; loads the one that is called, and exits with its code."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (_, summary) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=summary))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else load(name), rest
+
+    def main(  # type: ignore[override]  # what it is called with elsewhere is not ours
+        self, args: Sequence[str] | None = None, **_: Any
+    ) -> NoReturn:
+        """Run, and exit as cli.md's table of exit codes says."""
+        given = (sys.argv[1:] if args is None else list(args)) or ["--help"]
+        sys.exit(_guarded(lambda: self._run(given), given))
+
+    def _run(self, args: list[str]) -> int:
+        try:
+            # Given as a copy: parsing consumes it.
+            with self.make_context("mdevns", list(args)) as context:
+                code = self.invoke(context)
+        except typer.Exit as exit_:
+            code = exit_.exit_code
+        sys.stdout.flush()
+        return code or 0
+
+
+def load(name: str) -> Any:
+    """The command of a name, with its module imported."""
+    module, attribute = COMMANDS[name][0].split(":")
+    found = getattr(import_module(module), attribute)
+    if isinstance(found, typer.Typer):
+        return get_command(found)
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, epilog=_AFTER)(found)
+    return get_command(alone)
+
+
+def _guarded(run: Callable[[], int], args: Sequence[str]) -> int:
+    """Run, with every error as its line on stderr and its exit code."""
+    verbose = not {"-v", "--verbose"}.isdisjoint(args)
+    try:
+        return run()
+    except MdevnsError as error:
+        failure = error
+    except typer.TyperException as error:
+        failure = _usage(error)
+    except KeyboardInterrupt:
+        failure = Interrupted("mdevns", "interrupted", "to see what stands: mdevns list")
+    except BrokenPipeError:  # nobody reads any more (… | head), and nobody is told
+        nobody_reads()
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence; it is reported
+        failure = unforeseen(error, verbose=verbose)
+    if verbose:
+        sys.stderr.writelines(f"{note}\n" for note in getattr(failure, "__notes__", ()))
+    report(failure, as_json=_asks_json(args))
+    return failure.exit_code
+
+
+def _usage(error: typer.TyperException) -> MdevnsError:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "mdevns"
+    why = error.format_message().replace("\n", " ").replace("Value error, ", "")
+    return Usage(command, why.rstrip("."), f"see: {command} --help")
+
+
+def _asks_json(args: Sequence[str]) -> bool:
+    """Whether errors are to be JSON: looked up here, since parsing may be what failed."""
+    joined = {"-ojson", "--output=json"}.intersection(args)
+    return bool(joined) or any(pair in _JSON for pair in pairwise(args))
+
+
+_JSON = {("-o", "json"), ("--output", "json")}
+
+
+def _root(context: typer.Context, given: Given, **_: Any) -> None:
+    context.obj = given
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it with the value
+    if wanted:
+        typer.echo(f"mdevns {__version__}")
+        raise typer.Exit
+
+
+_VERSION = inspect.Parameter(
+    "version",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ],
+)
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="One namespace for the mediated devices of a cluster: each name is taken once.",
+)
+app.callback()(taking_options(_root, [_VERSION], hidden=False))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,260 @@
+"""Names: `create remove reserve renew release list show`."""
+
+# No `from __future__ import annotations`: Typer reads the annotations.
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, TypeVar
+
+import typer
+
+from cli import asking, showing
+from cli.context import Call, command
+from cli.failures import Usage
+from cli.output import View
+from cli.shapes import CLAIMS, FREED
+from cli.under_way import left_behind, progress
+from coordinator import creating, removing, reserving
+from coordinator.claims import Hold
+from coordinator.client import Client, Result
+from coordinator.errors import MdevnsError
+from coordinator.model import Claim, Name, Unreadable, parse_attribute, parse_label, parse_name
+from coordinator.placement import Strategy
+from coordinator.states import ClaimState
+from coordinator.views import not_found, unreadable
+
+__all__ = ["create", "list_", "release", "remove", "renew", "reserve", "show"]
+
+T = TypeVar("T")
+
+_Told = Callable[[Result], None]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="A UUID.", show_default=False)]
+_SomeName = Annotated[
+    str | None, typer.Argument(metavar="NAME", help="A UUID; a random one when left out.")
+]
+_Names = Annotated[list[str], typer.Argument(metavar="NAME", help="A UUID, or more.")]
+_Count = Annotated[int | None, typer.Option(help="So many, under random names.")]
+_Ttl = Annotated[int, typer.Option(help="Seconds that the reservation holds, unless renewed.")]
+_Request = Annotated[
+    str | None,
+    typer.Option(
+        help="An id of this request: the same again is answered as the first was.  "
+        "[default: a random one]"
+    ),
+]
+
+
+@command
+def create(  # noqa: PLR0913 - each is an option of the command
+    call: Call,
+    name: _SomeName = None,
+    *,
+    type_: Annotated[str | None, typer.Option("--type", help="The type of the device.")] = None,
+    host: Annotated[str | None, typer.Option(help="The host to make it on.")] = None,
+    parent: Annotated[str | None, typer.Option(help="The parent to make it on.")] = None,
+    place: Annotated[
+        Strategy,
+        typer.Option(help="Where host or parent are left out: where most is free, or least."),
+    ] = Strategy.SPREAD,
+    count: _Count = None,
+    attr: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K=V", help="A vendor attribute to write; repeat for more, in order."),
+    ] = None,
+    persistent: Annotated[
+        bool, typer.Option("--persistent", help="It keeps its name over a reboot.")
+    ] = False,
+    autostart: Annotated[
+        bool, typer.Option("--autostart", help="Persistent, and made again at each boot.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Whether to wait for the device.")
+    ] = True,
+    ttl: Annotated[int, typer.Option(help="Seconds that the host has to begin.")] = 60,
+    request: _Request = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="One request a line, as JSON; - is stdin. What a line leaves out is as the "
+            "options say.",
+        ),
+    ] = None,
+) -> int:
+    """Claim a name and have its device made."""
+    options = asking.Line(
+        type=type_,
+        host=host,
+        parent=parent,
+        attrs=tuple(map(parse_attribute, attr or ())),
+        persistent=persistent,
+        autostart=autostart,
+        request=request,
+    )
+    if file is not None and (name is not None or count is not None):
+        raise Usage("--from", "names come from the file", "leave NAME and --count out")
+    lines = (
+        asking.read_lines(file)
+        if file is not None
+        else (("", asking.Line(name=one)) for one in asking.names(name, count, call.rng))
+    )
+    asks = asking.asks(options, lines, call.rng)
+    ttl = asking.bounded(ttl, "--ttl")
+
+    async def ask(client: Client, told: _Told) -> list[Result]:
+        return await creating.create(client, asks, ttl=ttl, wait=wait, strategy=place, told=told)
+
+    array = file is not None or count is not None
+    return _answered(call, [one.name for one in asks], ask, CLAIMS, _record, array=array)
+
+
+@command
+def remove(
+    call: Call,
+    names: _Names,
+    *,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Wait, in the kernel, for whoever has the device open."),
+    ] = False,
+) -> int:
+    """Remove devices, and free their names."""
+    parsed = list(dict.fromkeys(map(parse_name, names)))
+
+    async def ask(client: Client, told: _Told) -> list[Result]:
+        return await removing.remove(client, parsed, force=force, told=told)
+
+    return _answered(call, parsed, ask, FREED, _freed, array=True)
+
+
+@command
+def reserve(
+    call: Call,
+    name: _SomeName = None,
+    *,
+    ttl: _Ttl = 60,
+    count: _Count = None,
+    request: _Request = None,
+) -> int:
+    """Hold a name with no host yet."""
+    names = asking.names(name, count, call.rng)
+    id_ = asking.request_id(request, call.rng)
+    ttl = asking.bounded(ttl, "--ttl")
+
+    async def ask(client: Client, _: _Told) -> list[Result]:
+        return await reserving.reserve(client, names, request=id_, ttl=ttl)
+
+    return _answered(call, names, ask, CLAIMS, _record, array=count is not None)
+
+
+@command
+def renew(call: Call, name: _Name, *, ttl: _Ttl = 60) -> int:
+    """Hold a reservation for longer."""
+    parsed, ttl = parse_name(name), asking.bounded(ttl, "--ttl")
+
+    async def ask(client: Client, _: _Told) -> list[Result]:
+        return [await reserving.renew(client, parsed, ttl=ttl)]
+
+    return _answered(call, [parsed], ask, CLAIMS, _record, array=False)
+
+
+@command
+def release(call: Call, name: _Name) -> int:
+    """Give a reservation back."""
+    parsed = parse_name(name)
+
+    async def ask(client: Client, _: _Told) -> list[Result]:
+        return [await reserving.release(client, parsed)]
+
+    return _answered(call, [parsed], ask, FREED, _freed, array=False)
+
+
+@command
+def list_(
+    call: Call,
+    *,
+    host: Annotated[str | None, typer.Option(help="Only this host's.")] = None,
+    state: Annotated[ClaimState | None, typer.Option(help="Only those in this state.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Only those of this type.")] = None,
+) -> None:
+    """List names and who holds them."""
+    where = None if host is None else parse_label(host, "host name")
+
+    async def ask(client: Client) -> None:
+        if where is not None:
+            await client.views.enrolled(where)
+        with call.out.stream(CLAIMS) as add:
+            async for record in client.views.records(host=where, state=state, type_=type_):
+                if call.out.unread:
+                    return
+                if isinstance(record, Unreadable):
+                    call.out.note(f"{record.key}: cannot be read; see: mdevns check")
+                else:
+                    add(record)
+
+    call.run(ask)
+
+
+@command
+def show(call: Call, name: _Name) -> None:
+    """Say who holds a name, why, and what would free it."""
+    parsed = parse_name(name)
+
+    async def ask(client: Client) -> None:
+        record = await client.views.find(parsed)
+        if record is None:
+            raise not_found(parsed)
+        if isinstance(record, Unreadable):
+            raise unreadable(parsed, record)
+        call.out.one(showing.SHOWN, await showing.look(client, record))
+
+    call.run(ask)
+
+
+def _record(result: Result) -> Claim | Hold | None:
+    return result.record
+
+
+def _freed(result: Result) -> Name | None:
+    return None if result.error else result.name
+
+
+def _answered(
+    call: Call,
+    names: Sequence[Name],
+    ask: Callable[[Client, _Told], Awaitable[list[Result]]],
+    view: View[T],
+    done: Callable[[Result], T | None],
+    *,
+    array: bool,
+) -> int:
+    """Ask for something to be done with each name, and print each answer.
+
+    When it breaks off, what has ended by then is printed all the same.
+    """
+    ended: dict[Name, Result] = {}
+
+    def printed(results: Sequence[Result]) -> int:
+        items = [item for result in results if (item := done(result)) is not None]
+        return call.out.results(view, items, results, array=array)
+
+    async def asked(client: Client) -> list[Result]:
+        with progress(len(names), call.path, shown=call.out.shows_progress) as moved:
+
+            def told(result: Result) -> None:
+                ended[result.name] = result
+                moved(result)
+
+            try:
+                return await ask(client, told)
+            except asyncio.CancelledError:
+                left = [name for name in names if name not in ended]
+                raise await left_behind(client, call.path, left) from None
+
+    try:
+        return printed(call.run(asked))
+    except MdevnsError:
+        if ended:
+            printed(list(ended.values()))
+        raise

@@ -1,0 +1,187 @@
+"""Answers on stdout, in the shapes that cli.md promises; errors and notes on stderr.
+
+Tables are plain columns, written as they come: rich takes ten seconds for ten thousand rows,
+needs them all at once, and cuts names where the terminal ends.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from cli.failures import nobody_reads, printable, report
+from cli.options import Format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from coordinator.client import Result
+    from coordinator.errors import MdevnsError
+
+__all__ = ["Output", "View"]
+
+T = TypeVar("T")
+
+_ROWS = 500  # so many are gathered before their columns are laid out
+
+
+@dataclass(frozen=True, slots=True)
+class View(Generic[T]):
+    """How one kind of thing is shown: in a table (without columns: no header), JSON, by name."""
+
+    columns: tuple[str, ...]
+    rows: Callable[[T], Iterable[tuple[object, ...]]]
+    json: Callable[[T], Any]
+    name: Callable[[T], str]
+
+
+class Output:
+    """Where one command's answer goes, and in which form."""
+
+    def __init__(self, form: Format, *, quiet: bool) -> None:
+        self.form, self.quiet = form, quiet
+        self.unread = False
+        """Nobody reads stdout any more (`… | head`); what is written goes nowhere."""
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether somebody sits in front of it."""
+        return sys.stderr.isatty() and not self.quiet
+
+    def note(self, text: str) -> None:
+        """Say something on stderr that is no error."""
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Say something on stderr that nobody may miss, however quiet."""
+        sys.stderr.write(f"{text}\n")
+
+    def error(self, error: MdevnsError, about: str) -> None:
+        """Say on stderr what went wrong with a name."""
+        report(error, as_json=self.form is Format.JSON, about=about)
+
+    def json(self, value: Any) -> None:
+        """Print a value as JSON."""
+        self.write(_json(value) + "\n")
+
+    def one(self, view: View[T], item: T) -> None:
+        """Print one thing: in JSON an object, else as a list of one."""
+        if self.form is Format.JSON:
+            self.json(view.json(item))
+        else:
+            self.many(view, [item])
+
+    def many(self, view: View[T], items: Iterable[T]) -> None:
+        """Print things: in JSON an array."""
+        with self.stream(view) as add:
+            for item in items:
+                add(item)
+
+    @contextmanager
+    def stream(self, view: View[T]) -> Iterator[Callable[[T], None]]:
+        """Print things as they come; a stream that breaks off leaves its array open."""
+        stream: _Stream[T] = {Format.JSON: _Array, Format.TABLE: _Table, Format.NAME: _Names}[
+            self.form
+        ](view, self.write)
+        yield stream.add
+        stream.end()
+        self.flush()
+
+    def results(
+        self, view: View[T], items: Iterable[T], results: Iterable[Result], *, array: bool
+    ) -> int:
+        """Print what was done, then what failed; the exit code of the first that failed."""
+        done = list(items)
+        if array and (done or self.form is Format.JSON):
+            self.many(view, done)
+        elif done:
+            self.one(view, done[0])
+        code = 0
+        for result in results:
+            if result.error is not None:
+                self.error(result.error, result.name)
+                code = code or result.error.exit_code
+        return code
+
+    def write(self, text: str) -> None:
+        """Write to stdout."""
+        self._guarded(lambda: sys.stdout.write(text))
+
+    def flush(self) -> None:
+        """Let what is written be read."""
+        self._guarded(sys.stdout.flush)
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except BrokenPipeError:
+            self.unread = True
+            nobody_reads()
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+class _Stream(Generic[T]):
+    """Prints one thing after the other."""
+
+    def __init__(self, view: View[T], write: Callable[[str], None]) -> None:
+        self._view, self._write = view, write
+
+    def add(self, item: T) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Print what is left."""
+
+
+class _Names(_Stream[T]):
+    def add(self, item: T) -> None:
+        self._write(f"{self._view.name(item)}\n")
+
+
+class _Array(_Stream[T]):
+    """A JSON array, an element a line."""
+
+    _before = "["
+
+    def add(self, item: T) -> None:
+        self._write(self._before + _json(self._view.json(item)))
+        self._before = ",\n"
+
+    def end(self) -> None:
+        self._write("[]\n" if self._before == "[" else "]\n")
+
+
+class _Table(_Stream[T]):
+    """Columns under a header; a column may grow from one part of a long table to the next."""
+
+    def __init__(self, view: View[T], write: Callable[[str], None]) -> None:
+        super().__init__(view, write)
+        self._waiting: list[tuple[str, ...]] = [view.columns] if view.columns else []
+        self._widths: list[int] = []
+
+    def add(self, item: T) -> None:
+        self._waiting += [tuple(map(_cell, row)) for row in self._view.rows(item)]
+        if len(self._waiting) >= _ROWS:
+            self.end()
+
+    def end(self) -> None:
+        rows, self._waiting = self._waiting, []
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        self._widths = list(map(max, widths, self._widths or widths)) or self._widths
+        self._write("".join(f"{self._line(row)}\n" for row in rows))
+
+    def _line(self, row: Sequence[str]) -> str:
+        cells = zip(row, self._widths, strict=True)
+        return "  ".join(cell.ljust(width) for cell, width in cells).rstrip()
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None or value == "" else printable(str(value))

@@ -1,0 +1,89 @@
+"""`show`: one name, and why it is as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cli.output import View
+from cli.shapes import claim_json
+from coordinator.claims import Hold
+from coordinator.states import ClaimState
+from coordinator.store import get
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coordinator.client import Client
+    from coordinator.model import Claim
+
+__all__ = ["SHOWN", "Shown", "look"]
+
+_ONLY_ITS_AGENT = "its host's agent only, when the kernel has answered"
+_FREED_BY = {
+    ClaimState.RESERVED: "mdevns release {name}, or its time; until then its host may begin it",
+    ClaimState.CREATING: _ONLY_ITS_AGENT,
+    ClaimState.ACTIVE: "mdevns remove {name}",
+    ClaimState.REMOVING: _ONLY_ITS_AGENT,
+    ClaimState.DEFINED: "mdevns remove {name}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What holds a name, and whether its host's agent is seen."""
+
+    record: Claim | Hold
+    alive: bool
+
+
+async def look(client: Client, record: Claim | Hold) -> Shown:
+    """What there is to say of a record besides itself."""
+    if isinstance(record, Hold):
+        return Shown(record, alive=True)
+    session = await client.store.range(get(client.keys.session(record.host)))
+    return Shown(record, alive=session.first is not None)
+
+
+def _rows(shown: Shown) -> Iterator[tuple[object, object]]:
+    record = shown.record
+    if isinstance(record, Hold):
+        yield "held by", "a reservation, for no host yet"
+        yield "asked by", f"request {record.request}"
+        yield "freed by", f"mdevns release {record.name}, or its time unless it is renewed"
+        return
+    yield "held by", f"{record.host}/{record.parent}"
+    yield "state", f"{record.state}{_manner(record)}, since {record.since}"
+    yield "type", record.type
+    yield "asked by", f"{record.asked_by or 'nobody known'}, request {record.request}"
+    if record.attrs:
+        yield "attributes", " ".join(f"{key}={value}" for key, value in record.attrs)
+    if record.error is not None:
+        error = record.error
+        yield "last error", f"{error.errno}: {error.text} ({error.at})"
+    if not shown.alive:
+        yield "host", "unreachable: nothing goes on until its agent is back"
+    yield "freed by", _FREED_BY[record.state].format(name=record.name)
+
+
+def _manner(claim: Claim) -> str:
+    """How it is kept, and how it is being removed."""
+    said = [
+        word
+        for word, true in (
+            ("persistent", claim.persistent),
+            ("autostart", claim.autostart),
+            ("adopted", claim.adopted),
+            ("by force", claim.removal is not None and claim.removal.force),
+        )
+        if true
+    ]
+    return f" ({', '.join(said)})" if said else ""
+
+
+SHOWN: View[Shown] = View(
+    columns=(),
+    rows=lambda shown: [("name", shown.record.name), *_rows(shown)],
+    json=lambda shown: claim_json(shown.record),
+    name=lambda shown: shown.record.name,
+)

@@ -1,0 +1,65 @@
+"""What is left when somebody stops waiting: which names, and in which state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from coordinator.claims import Hold
+from coordinator.errors import Interrupted, StoreError
+from coordinator.model import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from coordinator.client import Client, Result
+    from coordinator.model import Name
+
+__all__ = ["left_behind", "progress"]
+
+_LOOK = 3.0  # seconds; whoever pressed Ctrl-C does not wait for long
+_TOLD = 8  # names; more are counted
+
+
+async def left_behind(client: Client, doing: str, names: Sequence[Name]) -> Interrupted:
+    """The error for a command that stops waiting for `names`: what stands of them now."""
+    if not names:
+        return Interrupted(doing, "interrupted", "it was done with all names")
+    try:
+        async with asyncio.timeout(_LOOK):
+            found = await client.views.find_all(names)
+    except (TimeoutError, StoreError):
+        why = f"interrupted, and the store does not say what stands of {_some(names)}"
+        return Interrupted(doing, why, f"find out with: mdevns show {names[0]}")
+    left = {
+        name: record.state if isinstance(record, Claim) else "reserved"
+        for name, record in found.items()
+        if isinstance(record, Claim | Hold)
+    }
+    if not left:
+        return Interrupted(doing, "interrupted", "nothing was left behind")
+    states = ", ".join(f"{n} {state}" for state, n in sorted(Counter(left.values()).items()))
+    why = f"interrupted, left behind: {_some(list(left))} ({states})"
+    return Interrupted(doing, why, f"the hosts go on with it; see: mdevns show {next(iter(left))}")
+
+
+def _some(names: Sequence[Name]) -> str:
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return " ".join(names[:_TOLD]) + more
+
+
+@contextmanager
+def progress(total: int, doing: str, *, shown: bool) -> Iterator[Callable[[Result], None]]:
+    """A bar on stderr that a call for each result moves on."""
+    if not shown or total == 1:
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415 - the same
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda _: bar.advance(task)

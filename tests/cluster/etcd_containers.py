@@ -26,7 +26,6 @@ from testcontainers.core.network import Network
 
 from coordinator.embedded import (
     EmbeddedCluster,
-    find_etcd,
     find_leader,
     free_ports,
     healthy,
@@ -34,7 +33,7 @@ from coordinator.embedded import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
 # Its reaper would have to be pulled. `ContainerCluster` removes what it made by itself.
@@ -75,7 +74,10 @@ class Cluster(Protocol):
 
 
 class ProcessCluster(EmbeddedCluster):
-    """The members as local processes, for machines without a Docker daemon."""
+    """The members as local processes, for machines without a Docker daemon.
+
+    They run the etcd that is found first on PATH.
+    """
 
     def disconnect(self, index: int) -> NoReturn:
         """Skip the test: local processes share one loopback."""
@@ -207,17 +209,17 @@ class ContainerCluster:
 
 
 @contextmanager
-def etcd_image() -> Iterator[str]:
+def etcd_image(find: Callable[[], Path]) -> Iterator[str]:
     """The image to run: the one that MDEVNS_TEST_ETCD_IMAGE names, else one of our own.
 
-    Ours is built FROM scratch with the etcd at hand, under a name that nobody else has, and
-    is removed after: two test runs on one machine cannot take it from each other.
+    Ours is built FROM scratch with the etcd that `find` finds, under a name that nobody else
+    has, and is removed after: two test runs on one machine cannot take it from each other.
     """
     named = os.environ.get("MDEVNS_TEST_ETCD_IMAGE")
     if named:
         yield named
         return
-    binary = find_etcd()
+    binary = find()
     digest = hashlib.sha256(binary.read_bytes()).hexdigest()[:12]
     tag = f"mdevns-test-etcd:{digest}-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix="mdevns-image-") as directory:

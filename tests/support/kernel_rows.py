@@ -7,8 +7,6 @@ row begins and ends with no device; the driver sees to it.
 Results are a byte count, or the name of an errno.
 """
 
-# ruff: noqa: D102 - a driver's and a step's methods are described with their class
-
 from __future__ import annotations
 
 import errno

@@ -1,0 +1,227 @@
+"""What a thing costs is counted: transactions, grants, reads and watches, on a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.daemon import Agent, AgentSettings
+from agent.enrolment import Parts
+from agent.simulated import SimulatedBus
+from agent.workers import Workers
+from coordinator import reserving
+from coordinator.client import Client
+from coordinator.clock import SystemClock
+from coordinator.creating import Ask, create
+from coordinator.errors import LeaseGone, NameTaken
+from coordinator.etcd import EtcdStore
+from coordinator.keys import Keys
+from coordinator.model import Name, random_name
+from tests.support import truth
+from tests.support.agents import TYPE, SimulatedHost
+from tests.support.counting import CountingStore
+from tests.support.waiting import wait_until_async
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from coordinator.client import Result
+    from coordinator.embedded import EmbeddedEtcd
+
+pytestmark = pytest.mark.etcd
+
+HOST = "gpu01"
+PARENTS, PER_PARENT = 8, 4  # so many writes are in the kernel at a time: their product
+BULK = 126  # names that fit one transaction (etcd-reference.md)
+RESCAN = 0.2  # seconds
+
+
+@dataclass
+class World:
+    """A namespace of its own in an etcd, its one host, and the stores that count."""
+
+    endpoint: str
+    keys: Keys
+    host: SimulatedHost
+
+    def truth(self) -> truth.Truth:
+        """What is in etcd and in the kernel now."""
+        return truth.look(self.endpoint, self.keys.cluster, {HOST: self.host.directory})
+
+    @asynccontextmanager
+    async def store(self) -> AsyncIterator[CountingStore]:
+        """A store that counts."""
+        store = CountingStore(EtcdStore([self.endpoint]))
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[tuple[Client, CountingStore]]:
+        """What a process has that asks."""
+        async with self.store() as store:
+            client = Client(store, self.keys, SystemClock(), random.Random(1), patience=10)
+            try:
+                yield client, store
+            finally:
+                await client.close()
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[CountingStore]:
+        """An agent in this process, from before its enrolment until its stop."""
+        settings = AgentSettings(host=HOST, session_ttl=60, rescan=RESCAN, per_parent=PER_PARENT)
+        bus = SimulatedBus(self.host.directory)
+        workers = Workers(bus.spec, self.host.directory / "run", per_parent=PER_PARENT)
+        async with self.store() as store:
+            agent = Agent(
+                settings,
+                Parts(
+                    store=store,
+                    keys=self.keys,
+                    clock=SystemClock(),
+                    rng=random.Random(uuid.uuid4().int),
+                    bus=bus,
+                    workers=workers,
+                ),
+            )
+            running = asyncio.create_task(agent.run())
+            try:
+                await wait_until_async(lambda: self._is_known() or running.done())
+                yield store
+            finally:
+                agent.stop.set()
+                await running
+
+    def _is_known(self) -> bool:
+        seen = self.truth()
+        return HOST in seen.sessions and seen.parents[HOST] == PARENTS
+
+
+@pytest.fixture
+def world(etcd: EmbeddedEtcd, tmp_path: Path) -> World:
+    """A host with room for all, whose driver takes the same time for each device."""
+    host = SimulatedHost(tmp_path / HOST, HOST, PARENTS, {TYPE: 32}, latency=0.05).init()
+    return World(etcd.endpoint, Keys(uuid.uuid4().hex), host)
+
+
+def _names(count: int) -> list[Name]:
+    return [random_name(random.getrandbits(128)) for _ in range(count)]
+
+
+async def _create(client: Client, names: Sequence[Name]) -> list[Result]:
+    """One bulk create; all of it succeeds."""
+    request = uuid.uuid4().hex
+    asks = [Ask(name=name, request=request, type=TYPE, host=HOST) for name in names]
+    results = await create(client, asks, ttl=60)
+    assert [result.error for result in results] == [None] * len(names)
+    return results
+
+
+async def test_a_bulk_create_is_one_transaction_to_reserve_and_one_to_begin(world: World) -> None:
+    """126 devices cost one lease, one reservation, one begin, and few activations."""
+    async with world.client() as (client, asked), world.agent() as done:
+        enrolled = done.calls.copy()
+        done.forget()
+        await _create(client, _names(BULK))
+        await wait_until_async(lambda: sum(done.that_made("active")) == BULK)
+        activations = done.that_made("active")
+        said = f"the client: {asked.calls}; the agent: {done.calls}; activated: {activations}"
+        assert asked.that_made("reserved") == [BULK], said
+        assert asked.calls["grant"] == 1, said
+        assert asked.calls["watch"] == 1, said
+        assert done.that_made("creating") == [BULK], said
+        assert done.calls["grant"] == 0, said
+        assert enrolled["watch"] == 1, said
+        assert done.calls["watch"] == 0, said
+        # Those that are in the kernel together end together; on a busy machine not quite.
+        assert len(activations) <= BULK // 3, said
+        # A lock would be a key of its own.
+        assert asked.written() | done.written() == {"names", "claims", "parents"}, said
+        print(said)  # noqa: T201 - shown with -s
+    world.truth().assert_sound()
+
+
+async def _calls_of_a_start(world: World) -> tuple[dict[str, int], int]:
+    """What an agent asks of the store until it has looked at everything, and how often."""
+    async with world.agent() as store:
+        looked = asyncio.Event()
+        asyncio.get_running_loop().call_later(5 * RESCAN, looked.set)
+        await looked.wait()
+        return dict(store.calls), len(store.watched)
+
+
+async def test_a_start_costs_the_same_with_few_devices_and_with_many(
+    world: World, etcd: EmbeddedEtcd, tmp_path: Path
+) -> None:
+    """An agent that comes back asks the store as often with 120 devices as with 8."""
+    many = SimulatedHost(tmp_path / "many", HOST, PARENTS, {TYPE: 32}).init()
+    other = World(etcd.endpoint, Keys(uuid.uuid4().hex), many)
+    for one, count in ((world, 8), (other, 120)):
+        async with one.client() as (client, _), one.agent():
+            await _create(client, _names(count))
+    few, watched = await _calls_of_a_start(world)
+    assert (await _calls_of_a_start(other)) == (few, watched)
+    assert (few["grant"], few["watch"], watched) == (1, 1, 1), few
+    assert sum(few.values()) <= 10, few
+
+
+async def test_concurrent_single_requests_share_their_commits(world: World) -> None:
+    """64 reservations of one process take a few transactions, and each has its own answer."""
+    names = _names(64)
+    taken = set(names[::8])
+    async with world.client() as (first, _), world.client() as (client, store):
+        await reserving.reserve(first, sorted(taken), request="first", ttl=60)
+        await reserving.reserve(client, _names(1), request="a lease is granted", ttl=60)
+        granted = store.calls["grant"]
+        store.forget()
+        results = await asyncio.gather(
+            *(reserving.reserve(client, [name], request=f"r-{name[:8]}", ttl=60) for name in names)
+        )
+        commits = store.that_made("held")
+        assert sum(commits) == len(names), commits
+        assert len(commits) <= 4, commits
+        assert granted + store.calls["grant"] == 1, store.calls
+    for name, (result,) in zip(names, results, strict=True):
+        assert result.name == name
+        assert isinstance(result.error, NameTaken) == (name in taken), result
+        if result.error is not None:
+            assert result.error.name == name
+    seen = world.truth()
+    seen.assert_sound()
+    assert seen.names.keys() >= set(names)
+    assert {seen.names[name].request for name in taken} == {"first"}
+
+
+async def test_one_bad_request_among_many_fails_alone(world: World) -> None:
+    """A reservation on a lease that is gone is refused, and those beside it are made."""
+    names = _names(64)
+    async with AsyncExitStack() as stack:
+        client, store = await stack.enter_async_context(world.client())
+        good, dead = await store.grant(60), await store.grant(60)
+        await store.revoke(dead.id)
+        store.forget()
+        changes = [
+            client.claims.reserve(
+                name,
+                f"r-{name[:8]}",
+                None,
+                lease=dead.id if name == names[20] else good.id,
+                now=client.clock.now(),
+                by=None,
+            )
+            for name in names
+        ]
+        answers = await asyncio.gather(*(client.commit([change]) for change in changes))
+        errors = {name: one.error for name, (one,) in zip(names, answers, strict=True)}
+        assert isinstance(errors.pop(names[20]), LeaseGone)
+        assert set(errors.values()) == {None}
+        assert store.calls["txn"] <= 1 + len(names), store.calls
+    assert set(world.truth().names) == set(names) - {names[20]}

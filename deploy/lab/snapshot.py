@@ -8,11 +8,13 @@ the project's version.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .errors import BuildError
 from .root import compile_python, squash
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def provide(cache: Cache, tools: Tools, root: Root, repository: Path) -> Path:
     packages: list[str] = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     files = dict(_files(repository, [*packages, _BESIDE_THE_PACKAGES]))
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    name, version = project["project"]["name"], project["project"]["version"]
+    name, version = project["project"]["name"], _version(files, project)
 
     def build(into: Path) -> None:
         tree = into / "tree"
@@ -58,6 +60,15 @@ def _files(repository: Path, folders: list[str]) -> Iterator[tuple[str, bytes]]:
         for path in (repository / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield str(path.relative_to(repository)), path.read_bytes()
+
+
+def _version(files: dict[str, bytes], project: dict[str, Any]) -> str:
+    """The project's version, from the module that hatch takes it from."""
+    where: str = project["tool"]["hatch"]["version"]["path"]
+    found = re.search(rb'^__version__ = "(.+)"$', files[where], re.MULTILINE)
+    if found is None:
+        raise BuildError(f"{where} has no line __version__ = …")
+    return found[1].decode()
 
 
 def _mark_installed(tree: Path, name: str, version: str) -> None:

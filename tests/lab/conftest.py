@@ -9,6 +9,7 @@ import pytest
 from deploy.lab.guest import Guest, boot_all
 from deploy.lab.images import build
 from deploy.lab.machines import Lab
+from tests.lab.hosts import Host
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -37,15 +38,18 @@ def guests(lab: Lab) -> Iterator[tuple[Guest, Guest]]:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the consoles of a failed test's guests."""
+    """Show the consoles of a failed test's guests, and what their agents said."""
     report = yield
     if report.failed:
-        for guest in _guests_of(item):
-            report.sections.append((f"console of {guest.name}", guest.console()))
+        for one in _used_by(item):
+            if isinstance(one, Guest):
+                report.sections.append((f"console of {one.name}", one.console()))
+            if isinstance(one, Host):
+                report.sections.append((f"agents of {one.name}", one.log()))
     return report
 
 
-def _guests_of(item: pytest.Item) -> set[Guest]:
+def _used_by(item: pytest.Item) -> set[Guest | Host]:
     values = item.funcargs.values() if isinstance(item, pytest.Function) else ()
     each = (one for value in values for one in (value if isinstance(value, tuple) else (value,)))
-    return {one for one in each if isinstance(one, Guest)}
+    return {one for one in each if isinstance(one, Guest | Host)}

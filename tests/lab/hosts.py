@@ -1,0 +1,206 @@
+"""Guests as hosts of one cluster, looked at without mdevns: etcd's keys, sysfs, locks, events."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from etcd3 import etcdrpc
+
+from deploy.lab.errors import GuestError
+from deploy.lab.guest import wait_for
+from deploy.lab.mdev import Mdev
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from deploy.lab.guest import Background, Guest
+
+__all__ = ["Host", "Record", "Records"]
+
+DEADLINE = 60.0  # seconds; for a busy machine
+# Long enough for an agent that was killed to be back before whoever waits is told that it is gone.
+SESSION_TTL = "60"
+_RUN_DIR = "/run/mdevns"
+_EVENT = re.compile(r"^KERNEL\[[\d.]+\] (\w+)\s+\S+/([0-9a-f-]{36}) \(mdev\)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One key of etcd: its JSON, the revision that wrote it, and the lease that it hangs on."""
+
+    value: Any
+    revision: int
+    lease: int
+
+
+class Records:
+    """A cluster's keys in etcd, read with etcd3's bare stubs. Keys are spelt as design.md does."""
+
+    def __init__(self, endpoint: str, cluster: str) -> None:
+        self.cluster = cluster
+        self._target = endpoint.removeprefix("http://")
+        self._root = f"/mdevns/{cluster}/"
+
+    def names(self) -> dict[str, Record]:
+        """The names that are taken."""
+        return self._below("names/")
+
+    def claims(self, host: str) -> dict[str, Record]:
+        """A host's claims, by name."""
+        return self._below(f"hosts/{host}/claims/")
+
+    def state(self, host: str, name: str) -> str | None:
+        """The state of a host's claim of this name; None when there is none."""
+        claim = self.claims(host).get(name)
+        return None if claim is None else str(claim.value["state"])
+
+    def parents(self, host: str) -> dict[str, Record]:
+        """A host's parents."""
+        return self._below(f"hosts/{host}/parents/")
+
+    def session(self, host: str) -> Record | None:
+        """A host's sign of life."""
+        return self._below(f"hosts/{host}/").get("session")
+
+    def erase(self) -> None:
+        """Drop the whole cluster."""
+        with self._stub() as store:
+            key = self._root.encode()
+            request = etcdrpc.DeleteRangeRequest(key=key, range_end=_end(key))
+            store.DeleteRange(request, timeout=DEADLINE)
+
+    def _below(self, part: str) -> dict[str, Record]:
+        prefix = f"{self._root}{part}".encode()
+        with self._stub() as store:
+            request = etcdrpc.RangeRequest(key=prefix, range_end=_end(prefix))
+            answer = store.Range(request, timeout=DEADLINE)
+        return {
+            kv.key.removeprefix(prefix).decode(): Record(_json(kv.value), kv.mod_revision, kv.lease)
+            for kv in answer.kvs
+        }
+
+    @contextmanager
+    def _stub(self) -> Iterator[Any]:
+        # A proxy in the environment is not asked for a server on this machine.
+        options = [("grpc.enable_http_proxy", 0)]
+        with grpc.insecure_channel(self._target, options=options) as channel:
+            yield etcdrpc.KVStub(channel)
+
+
+def _end(prefix: bytes) -> bytes:
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def _json(value: bytes) -> Any:
+    with suppress(ValueError):
+        return json.loads(value)
+    return value.decode()
+
+
+def _level(line: str) -> str | None:
+    with suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(line)["level"])
+    return None
+
+
+class Host:
+    """A guest with an agent on it, which is always started with `options`."""
+
+    def __init__(self, guest: Guest, records: Records, *options: str) -> None:
+        self.guest, self.name, self.mdev = guest, guest.name, Mdev(guest)
+        self._records, self._options = records, options
+        self._agents: list[Background] = []
+        self._before: Record | None = None
+        self._monitor: Background | None = None
+
+    @property
+    def agent(self) -> Background:
+        """The agent that was started last."""
+        return self._agents[-1]
+
+    def begin(self) -> None:
+        """Start its agent; returns when it is enrolled and its parents are known."""
+        self.start()
+        self.wait_enrolled()
+
+    def start(self) -> None:
+        """Start its agent and return at once."""
+        self._before = self._records.session(self.name)
+        options = ("--cluster", self._records.cluster, "--session-ttl", SESSION_TTL)
+        self._agents.append(self.guest.start_agent(*options, *self._options))
+
+    def wait_enrolled(self) -> None:
+        """Wait until the agent that was started last is enrolled and its parents are known."""
+        wait_for(
+            lambda: self._enrolled() or not self.agent.alive(),
+            what=f"the agent of {self.name} to enrol",
+            timeout=DEADLINE,
+        )
+        assert self.agent.alive(), self.log()
+
+    def _enrolled(self) -> bool:
+        if self._records.session(self.name) in (None, self._before):
+            return False
+        return sorted(self._records.parents(self.name)) == self.mdev.parents()
+
+    def kill(self, *, workers: bool = False) -> None:
+        """SIGKILL its agent, and (with `workers`) what writes to the kernel for it."""
+        self.agent.kill(signal.SIGKILL)
+        assert self.agent.wait() == -signal.SIGKILL
+        for pid in self.workers() if workers else ():
+            with suppress(ProcessLookupError):  # without an agent an idle one ends by itself
+                self.guest.kill(pid)
+
+    def workers(self) -> list[int]:
+        """The processes that write to the kernel, or wait for orders to."""
+        return [int(pid) for pid in self.guest.run("pgrep", "-f", "agent.worker").stdout.split()]
+
+    def in_flight(self) -> list[str]:
+        """The names with a write under way, by the kernel's own table of locks."""
+        script = f"cat /proc/locks; stat -c 'file %Hd %Ld %i %n' {_RUN_DIR}/names/*"
+        lines = self.guest.run("sh", "-c", script).stdout.splitlines()
+        locked = {line.split()[5] for line in lines if "OFDLCK" in line}
+        files = [line.split()[1:] for line in lines if line.startswith("file ")]
+        return sorted(
+            path.rpartition("/")[2]
+            for major, minor, inode, path in files
+            if f"{int(major):02x}:{int(minor):02x}:{inode}" in locked
+        )
+
+    def listen(self) -> None:
+        """Take down the kernel's events from here on."""
+        monitor = self._monitor = self.guest.spawn(
+            "udevadm", "monitor", "--kernel", "--subsystem-match=mdev"
+        )
+        wait_for(lambda: "KERNEL - " in monitor.output(), what="udevadm to listen")
+
+    def events(self, name: str) -> list[str]:
+        """What the kernel said of the device of this name: add, bind, unbind, remove."""
+        assert self._monitor is not None
+        found = _EVENT.findall(self._monitor.output())
+        return [action for action, device in found if device == name]
+
+    def left(self) -> dict[str, Any]:
+        """What is on the host and in its part of etcd; empty values when that is nothing."""
+        return {
+            "devices": self.mdev.devices(),
+            "claims": self._records.claims(self.name),
+            "in flight": self.in_flight(),
+        }
+
+    def complaints(self) -> list[str]:
+        """What its agents printed that is no line of their log, or an error in it."""
+        lines = [line for agent in self._agents for line in agent.output().splitlines()]
+        return [line for line in lines if _level(line) not in ("info", "warning")]
+
+    def log(self) -> str:
+        """All that its agents said."""
+        with suppress(GuestError, OSError):
+            return "---\n".join(agent.output() for agent in self._agents)
+        return "(the guest does not answer)"

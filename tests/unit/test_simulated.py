@@ -1,7 +1,5 @@
 """The simulated host answers as the kernel was measured to, and forgets nothing when killed."""
 
-
-
 from __future__ import annotations
 
 import errno

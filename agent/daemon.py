@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.buses import open_bus
 from agent.enrolment import Enrolment, Parts, unless
 from agent.locks import AgentLock
-from agent.sysfs import open_bus
 from agent.workers import Workers
 from coordinator import __version__
 from coordinator.clock import SystemClock

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         def poll(self, timeout: float | None = None, /) -> _UdevDevice | None: ...
 
 
-__all__ = ["OpenFile", "SysfsBus", "SystemCalls", "UdevWatcher", "is_name", "open_bus"]
+__all__ = ["OpenFile", "SysfsBus", "SystemCalls", "UdevWatcher", "is_name"]
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NIL = "00000000-0000-0000-0000-000000000000"  # the kernel takes it, it is no name of ours
@@ -511,19 +511,3 @@ def _read(path: Path) -> str | None:
         return path.read_text().strip()
     except OSError:
         return None
-
-
-def open_bus(spec: str, run_dir: Path, *, for_worker: bool = False) -> SysfsBus:
-    """The bus that a spec names: `sysfs`, `sysfs:ROOT` or `sim:DIR`.
-
-    Raises:
-        ValueError: it names none.
-    """
-    kind, _, rest = spec.partition(":")
-    if kind == "sysfs":
-        return SysfsBus(Path(rest or "/"), run_dir=run_dir)
-    if kind == "sim" and rest:
-        from agent.simulated import SimulatedBus  # noqa: PLC0415 - real hosts do without it
-
-        return SimulatedBus(Path(rest), run_dir=run_dir, for_worker=for_worker)
-    raise ValueError(f"{spec}: not a bus; use sysfs or sim:DIR")

@@ -22,8 +22,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from agent.buses import open_bus
 from agent.locks import Generation, NameLock
-from agent.sysfs import open_bus
 
 TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import pytest
 
 from agent import simulated
 from agent.bus import Device, Presence, ScanFailed
+from agent.buses import open_bus
 from agent.simulated import SimulatedBus
-from agent.sysfs import SysfsBus, SystemCalls, UdevWatcher, open_bus
+from agent.sysfs import SysfsBus, SystemCalls, UdevWatcher
 from coordinator.model import IdentityValue, Name, ParentType
 
 if TYPE_CHECKING:

@@ -437,7 +437,7 @@ def test_a_worker_holds_nothing_of_its_agents(bus: SimulatedBus) -> None:
 def test_a_worker_starts_with_little(tmp_path: Path) -> None:
     """A worker of either bus loads none of what makes the agent slow to start."""
     program = (
-        "import sys, pathlib, agent.worker, agent.simulated; from agent.sysfs import open_bus;"
+        "import sys, pathlib, agent.worker, agent.simulated; from agent.buses import open_bus;"
         "open_bus('sysfs', pathlib.Path(sys.argv[1]), for_worker=True); print(*sys.modules)"
     )
     done = subprocess.run(

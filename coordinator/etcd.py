@@ -64,6 +64,8 @@ T = TypeVar("T")
 _Send: TypeAlias = "Callable[[_Endpoint, float], Awaitable[T]]"
 """Starts a call at an endpoint, with so many seconds for its answer."""
 
+_IS_IT_THERE = "nothing was done; does etcd run there? else name it with --endpoints"
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds, between rounds over all endpoints
 
 _OPTIONS = (
@@ -174,11 +176,13 @@ class _Endpoint:
             async with asyncio.timeout_at(until):
                 while state is not connectivity.READY:
                     if state in (connectivity.TRANSIENT_FAILURE, connectivity.SHUTDOWN):
-                        raise Unreachable(f"etcd at {self.url}", "cannot connect")
+                        raise Unreachable(f"etcd at {self.url}", "cannot connect", _IS_IT_THERE)
                     await self.channel.wait_for_state_change(state)
                     state = self.channel.get_state(try_to_connect=True)
         except TimeoutError:
-            raise Unreachable(f"etcd at {self.url}", "no connection in time") from None
+            raise Unreachable(
+                f"etcd at {self.url}", "no connection in time", _IS_IT_THERE
+            ) from None
 
     async def close(self) -> None:
         if "channel" in self.__dict__:

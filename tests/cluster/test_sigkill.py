@@ -124,8 +124,9 @@ async def _run(spell: Spell, agents: Sequence[AgentProcess], endpoint: str) -> N
         async with asyncio.TaskGroup() as group:
             for number in range(NAMES):
                 group.create_task(_life(spell, client, spell.rng(f"name {number}")))
-            killers = [group.create_task(_killer(spell, agent)) for agent in agents]
-            await asyncio.wait(killers)
+            async with asyncio.TaskGroup() as killers:
+                for agent in agents:
+                    killers.create_task(_killer(spell, agent))
             spell.over = True
     finally:
         await client.close()

@@ -115,7 +115,8 @@ class AgentProcess:
 
     @property
     def enrolled(self) -> bool:
-        """Whether it has enrolled since its last start."""
+        """Whether it has enrolled since its last start. One that ended by itself fails."""
+        assert self.running, f"{self.host.name} ended by itself; {self.tail()}"
         return bool(self.events("enrolled"))
 
     def tail(self) -> str:

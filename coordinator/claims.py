@@ -151,6 +151,23 @@ class Claims:
             return self._move(ClaimEvent.RENEW, held, held.value(), lease=lease)
         return self._rehold(held, lease)
 
+    def define(self, hold: Hold, wish: Wish, *, now: str, by: str | None) -> Change:
+        """A reservation without a host → defined: a persistent name, with no device begun.
+
+        Not of a reservation with a host: its agent may begin it at any moment.
+        """
+        transition(ClaimState.RESERVED, ClaimEvent.DEFINE)
+        value = _wished(wish, ClaimState.DEFINED, hold.request, now, by)
+        return self._write(
+            hold.name,
+            wish.host,
+            value,
+            when=(
+                unchanged(self._keys.name(hold.name), hold.revision),
+                absent(self._keys.claim(wish.host, hold.name)),
+            ),
+        )
+
     def cancel(self, held: Claim | Hold, failure: Failure | None = None) -> Change:
         """reserved → free: no device was begun. `failure` tells whoever waits for it."""
         return self._free(ClaimEvent.CANCEL, held, failure)
@@ -256,6 +273,45 @@ class Claims:
         value = _entered(claim, ClaimState.REMOVING, now, removal=removal, error=None)
         return self._move(ClaimEvent.RETIRE, claim, value)
 
+    def start(self, claim: Claim, *, now: str) -> Change:
+        """defined → creating: its host's agent shall make the device, beginning again itself."""
+        return self._move(
+            ClaimEvent.BEGIN, claim, _entered(claim, ClaimState.CREATING, now, error=None)
+        )
+
+    def move(self, claim: Claim, wish: Wish, *, now: str) -> Change:
+        """defined → defined, on another host: one commit, in which the name is never free.
+
+        No device was begun in this state, so nothing of it can be left on the old host.
+        """
+        assert ClaimState.DEFINED in transition(claim.state, ClaimEvent.MOVE).to
+        if wish.host == claim.host:
+            value = _entered(
+                claim, ClaimState.DEFINED, now, parent=wish.parent, boot_id=None, error=None
+            )
+            return self._move(ClaimEvent.MOVE, claim, value)
+        value = _entered(
+            claim, ClaimState.DEFINED, now, parent=wish.parent, boot_id=None, error=None
+        )
+        return self._write(
+            claim.name,
+            wish.host,
+            value,
+            when=(*self._both_unchanged(claim), absent(self._keys.claim(wish.host, claim.name))),
+            extra=(Delete(self._keys.claim(claim.host, claim.name)),),
+        )
+
+    def evict(self, claim: Claim, *, definitions: bool, now: str) -> Change:
+        """Any state → free, or defined when persistent, of a host that is fenced off.
+
+        Only under `in_force` of the epoch that the evict itself has written. With
+        `definitions` persistent names are given up too.
+        """
+        if definitions or not claim.persistent:
+            return self._free(ClaimEvent.EVICT, claim)
+        value = _entered(claim, ClaimState.DEFINED, now, removal=None, adopted=False, boot_id=None)
+        return self._move(ClaimEvent.EVICT, claim, value)
+
     # Guards: what a commit compares besides its names.
 
     def in_force(self, host: str, instance: str) -> Guard:
@@ -340,7 +396,7 @@ class Claims:
         *,
         when: tuple[Compare, ...],
         lease: int = 0,
-        extra: tuple[Put, ...] = (),
+        extra: tuple[Put | Delete, ...] = (),
     ) -> Change:
         name_key, claim_key = self._keys.name(name), self._keys.claim(host, name)
         wanted = encode(value)
@@ -460,7 +516,7 @@ def _taken_or_ours(
         if host is None and kv is not None:
             return Answer(kv.mod_revision)
         claim = None if found[1] is None else read_claim(found[1])
-        if isinstance(claim, Claim) and claim.request == request:
+        if isinstance(claim, Claim) and claim.request == request and claim.state.is_wanted:
             return Answer(claim.revision, claim)
     return Answer(0, error=NameTaken(name, _holder(found) or Holder(host, None, "unreadable")))
 

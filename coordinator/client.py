@@ -1,7 +1,7 @@
 """What one process, an operator's or an orchestrator's, needs to ask of the namespace.
 
-The requests themselves are `reserving`, `creating` and `removing`. What a process puts first
-into etcd always hangs on a lease, so that nothing that arrives late can stay.
+The requests themselves are `reserving`, `creating`, `operating`, `defining` and `evicting`. What
+a process puts first into etcd always hangs on a lease, so that nothing that arrives late stays.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Client:
         self.claims = Claims(keys)
         self.leases = SharedLeases(store, clock)
         self.views = Views(store, keys)
+        self.patience, self.rng = patience, rng
         self._commit = GroupCommit(store, patience=patience, rng=rng)
 
     async def commit(self, changes: Sequence[Change], *guards: Guard) -> list[Answer]:

@@ -194,7 +194,7 @@ class _Creation:
             return answer
         client = self._client
         record = await client.views.find(ask.name)
-        if isinstance(record, Claim) and record.request == ask.request:
+        if isinstance(record, Claim) and record.request == ask.request and record.state.is_wanted:
             return Answer(record.revision, record)
         if not isinstance(record, Hold) or record.request != ask.request:
             return answer

@@ -99,6 +99,15 @@ class Keys:
         return f"{self.root}outcomes/{request}/{name}"
 
     @property
+    def audits(self) -> str:
+        """The prefix of the records of forced acts."""
+        return f"{self.root}audit/"
+
+    def audit(self, time: str, id_: str) -> str:
+        """One forced act."""
+        return f"{self.root}audit/{time}-{id_}"
+
+    @property
     def hold(self) -> str:
         """Present while a restored store is being reconciled."""
         return f"{self.root}hold"

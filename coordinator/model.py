@@ -26,6 +26,7 @@ __all__ = [
     "NIL",
     "SCHEMA",
     "AfterRemoval",
+    "AuditValue",
     "Claim",
     "ClaimValue",
     "FindingKind",
@@ -277,6 +278,16 @@ class OutcomeValue(_Value, frozen=True, kw_only=True):
     text: str
     host: str
     parent: str
+    at: str
+
+
+class AuditValue(_Value, frozen=True, kw_only=True):
+    """`audit/<time>-<id>`: a forced act. Its order is that of create revisions, not of `at`."""
+
+    who: str | None
+    what: str
+    host: str
+    why: str
     at: str
 
 

@@ -28,9 +28,9 @@ class ClaimState(StrEnum):
     DEFINED = "defined"  # no device was begun in this state; durable
 
     @property
-    def is_placeholder(self) -> bool:
-        """Whether it is no device (yet): to remove it is EAGAIN."""
-        return self in (ClaimState.RESERVED, ClaimState.CREATING)
+    def is_wanted(self) -> bool:
+        """Whether its device is there or on its way, as a create asks for."""
+        return self in (ClaimState.RESERVED, ClaimState.CREATING, ClaimState.ACTIVE)
 
 
 class ClaimEvent(StrEnum):

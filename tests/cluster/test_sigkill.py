@@ -18,7 +18,7 @@ from coordinator.errors import HostDown, MdevnsError, NameTaken, NotFound, TryAg
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
 from coordinator.model import Name, random_name
-from coordinator.removing import remove
+from coordinator.operating import remove
 from tests.support import truth
 from tests.support.agents import TYPE, AgentProcess, SimulatedHost
 from tests.support.waiting import wait_until_async

@@ -1,0 +1,110 @@
+"""Persistent names: defined without a device, and moved from host to host while they have none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.claims import Hold
+from coordinator.client import Client, Result
+from coordinator.errors import InUse, MdevnsError, Moved, NoCapacity, NotFound, TryAgain
+from coordinator.model import Claim, Name, Unreadable, Wish
+from coordinator.placement import Candidate, Strategy, place
+from coordinator.reserving import reserve
+from coordinator.states import ClaimState
+from coordinator.views import not_found, unreadable
+
+if TYPE_CHECKING:
+    from coordinator.views import Record
+
+__all__ = ["define", "move"]
+
+_ATTEMPTS = 5  # how often a claim that moved under us is read again before we say so
+_TTL = 60  # seconds for which a name is held between its two transactions
+
+
+async def define(client: Client, name: Name, wish: Wish, *, request: str) -> Result:
+    """Take a name for a persistent device of a host, without making it.
+
+    First held on a lease and without a host, so that a lost answer leaves nothing; then, by
+    the revision of that, defined. The host need not be reachable, but it must have enrolled.
+
+    Raises:
+        NotFound: the host never enrolled.
+    """
+    await client.views.enrolled(wish.host)
+    (held,) = await reserve(client, [name], request=request, ttl=_TTL)
+    if not isinstance(held.record, Hold):
+        return held
+    change = client.claims.define(held.record, wish, now=client.clock.now(), by=client.asked_by)
+    (answer,) = await client.commit([change])
+    return await client.result(name, answer, answer.claim)
+
+
+async def move(client: Client, name: Name, host: str, parent: str | None) -> Result:
+    """Give a name without a device to another host, in one commit: it is never free.
+
+    Without a parent the host's parent of the same name is taken where it offers the type,
+    else the one with most room.
+
+    Raises:
+        NotFound: the host never enrolled.
+    """
+    await client.views.enrolled(host)
+    result = Result(name)
+    for _ in range(_ATTEMPTS):
+        record = await client.views.find(name)
+        error = _not_movable(name, record)
+        if error is not None or not isinstance(record, Claim):
+            return Result(name, error=error)
+        target = parent or await _parent(client, host, record)
+        if isinstance(target, MdevnsError):
+            return Result(name, error=target)
+        wish = Wish(host=host, parent=target, type=record.type)
+        change = client.claims.move(record, wish, now=client.clock.now())
+        (answer,) = await client.commit([change])
+        result = await client.result(name, answer, answer.claim)
+        if not isinstance(result.error, Moved):
+            break
+    return result
+
+
+def _not_movable(name: Name, record: Record | None) -> MdevnsError | None:
+    if record is None:
+        return not_found(name)
+    if isinstance(record, Unreadable):
+        return unreadable(name, record)
+    if isinstance(record, Claim) and record.state is ClaimState.DEFINED:
+        return None
+    if isinstance(record, Claim) and record.state is ClaimState.ACTIVE:
+        hint = (
+            f"first: mdevns stop {name}"
+            if record.persistent
+            else f"it is transient: mdevns remove {name}"
+        )
+        return InUse(name, f"has a device: {record.holder}", hint, name=name, holder=record.holder)
+    holder = record.holder
+    return TryAgain(
+        name, f"is not defined: {holder}", f"see: mdevns show {name}", name=name, holder=holder
+    )
+
+
+async def _parent(client: Client, host: str, claim: Claim) -> str | MdevnsError:
+    """The parent of `host` that shall have it."""
+    offering = [
+        Candidate(view.host, view.parent, offer.available)
+        for view in await client.views.parents([host])
+        for offer in view.value.types
+        if offer.type == claim.type
+    ]
+    if not offering:
+        what = f"type {claim.type}"
+        return NotFound(
+            what, f"no parent of host {host} offers it", "see: mdevns types", name=claim.name
+        )
+    if any(one.parent == claim.parent for one in offering):
+        return claim.parent
+    (spot,) = place(offering, 1, Strategy.SPREAD)
+    if spot is None:
+        why = f"no parent of host {host} has room for it"
+        return NoCapacity(f"type {claim.type}", why, "name one: --to HOST/PARENT", name=claim.name)
+    return spot.parent

@@ -1,0 +1,225 @@
+"""What an operator asks of names that stand: remove, stop, undefine, start.
+
+Each asks the host's agent by one transition, and waits for what it makes of that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.client import Result
+from coordinator.errors import InUse, InvalidValue, MdevnsError, Moved, TryAgain
+from coordinator.model import AfterRemoval, Claim, Removal, Unreadable
+from coordinator.states import ClaimState
+from coordinator.views import not_found, unreadable
+from coordinator.waiting import await_gone, await_made
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from coordinator.claims import Claims, Hold
+    from coordinator.client import Client
+    from coordinator.model import Name
+    from coordinator.transactions import Answer, Change
+    from coordinator.views import Record
+
+__all__ = ["remove", "start", "stop", "undefine"]
+
+_ATTEMPTS = 5  # how often a claim that moved under us is read again before we say so
+
+
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """What is done to a claim: from which states, by which transition, and what is awaited."""
+
+    refused: Callable[[Claim], MdevnsError | None]
+    change: Callable[[Claims, Claim, str], Change]
+    awaited: Callable[..., Awaitable[None]]
+    keeps: bool = False  # whether a claim is left to show
+
+
+async def remove(
+    client: Client,
+    names: Sequence[Name],
+    *,
+    force: bool = False,
+    told: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
+    """Remove devices and their claims; returns when they are gone or it is known why not.
+
+    With `force` the host waits in the kernel for whoever has a device open. `told` is called
+    for each name as it ends; the results are in the order of `names`.
+    """
+    removal = Removal(AfterRemoval.FREE, force)
+    act = _Act(
+        _unless(ClaimState.ACTIVE, ClaimState.DEFINED),
+        lambda claims, claim, now: claims.retire(claim, removal, now=now),
+        await_gone,
+    )
+    return await _Acting(client, act, told).run(names)
+
+
+async def stop(
+    client: Client,
+    names: Sequence[Name],
+    *,
+    force: bool = False,
+    told: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
+    """Remove the devices of persistent names, which stay defined. See `remove`."""
+    removal = Removal(AfterRemoval.DEFINED, force)
+
+    def refused(claim: Claim) -> MdevnsError | None:
+        if claim.state is ClaimState.ACTIVE and not claim.persistent:
+            return _invalid(claim, "is transient: nothing of it would stay", "mdevns remove")
+        if claim.state is ClaimState.DEFINED:
+            return _invalid(claim, "is stopped already", "mdevns start")
+        return _unless(ClaimState.ACTIVE)(claim)
+
+    act = _Act(
+        refused, lambda claims, claim, now: claims.retire(claim, removal, now=now), await_gone, True
+    )
+    return await _Acting(client, act, told).run(names)
+
+
+async def undefine(client: Client, name: Name) -> Result:
+    """Give a persistent name up that has no device; it is free afterwards."""
+
+    def refused(claim: Claim) -> MdevnsError | None:
+        if claim.state is ClaimState.ACTIVE:
+            return InUse(
+                claim.name,
+                f"has a device on {claim.holder}",
+                f"first: mdevns stop {claim.name}, or: mdevns remove {claim.name}",
+                name=claim.name,
+                holder=claim.holder,
+            )
+        return _unless(ClaimState.DEFINED)(claim)
+
+    act = _Act(
+        refused, lambda claims, claim, now: claims.retire(claim, Removal(), now=now), await_gone
+    )
+    (result,) = await _Acting(client, act, lambda _: None).run([name])
+    return result
+
+
+async def start(
+    client: Client,
+    names: Sequence[Name],
+    *,
+    told: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
+    """Have the devices of defined names made; returns when they are, or it is known why not."""
+
+    def refused(claim: Claim) -> MdevnsError | None:
+        if claim.state is ClaimState.ACTIVE:
+            return InUse(
+                claim.name,
+                f"has its device: {claim.holder}",
+                name=claim.name,
+                holder=claim.holder,
+            )
+        return _unless(ClaimState.DEFINED)(claim)
+
+    act = _Act(refused, lambda claims, claim, now: claims.start(claim, now=now), await_made, True)
+    return await _Acting(client, act, told).run(names)
+
+
+class _Acting:
+    """One request for some names: what has ended."""
+
+    def __init__(self, client: Client, act: _Act, told: Callable[[Result], None]) -> None:
+        self._client, self._act, self._told = client, act, told
+        self._done: dict[Name, Result] = {}
+
+    async def run(self, names: Sequence[Name]) -> list[Result]:
+        names = list(dict.fromkeys(names))
+        asked, moved = await self._ask_all(names)
+        for _ in range(_ATTEMPTS - 1):
+            if not moved:
+                break
+            more, moved = await self._ask_all(list(moved))
+            asked += more
+        for name, error in moved.items():
+            self._end(Result(name, error=error))
+        client = self._client
+        await self._act.awaited(client.store, client.keys, asked, self._ended)
+        return [self._done[name] for name in names]
+
+    def _end(self, result: Result) -> None:
+        self._done[result.name] = result
+        self._told(result)
+
+    def _ended(self, claim: Claim, error: MdevnsError | None) -> None:
+        kept = claim if self._act.keeps and error is None else None
+        self._end(Result(claim.name, kept, error))
+
+    async def _ask_all(self, names: Sequence[Name]) -> tuple[list[Claim], dict[Name, MdevnsError]]:
+        """Ask the hosts' agents. Returns what was asked for, and what moved under us."""
+        asked: list[Claim] = []
+        moved: dict[Name, MdevnsError] = {}
+        for claims in self._by_host(await self._client.views.find_all(names)):
+            for claim, answer in zip(claims, await self._ask(claims), strict=True):
+                result = await self._client.result(claim.name, answer, answer.claim)
+                if isinstance(result.error, Moved):
+                    moved[claim.name] = result.error
+                elif isinstance(result.record, Claim):
+                    asked.append(result.record)
+                else:
+                    self._end(result)
+        return asked, moved
+
+    def _by_host(self, records: dict[Name, Record | None]) -> list[list[Claim]]:
+        """The claims to which it can be done, by host; the others end, with the reason."""
+        by_host: dict[str, list[Claim]] = {}
+        for name, record in records.items():
+            error = self._refused(name, record)
+            if error is not None:
+                self._end(Result(name, error=error))
+            elif isinstance(record, Claim):
+                by_host.setdefault(record.host, []).append(record)
+        return list(by_host.values())
+
+    def _refused(self, name: Name, record: Record | None) -> MdevnsError | None:
+        if record is None:
+            return not_found(name)
+        if isinstance(record, Unreadable):
+            return unreadable(name, record)
+        return self._act.refused(record) if isinstance(record, Claim) else _placeholder(record)
+
+    async def _ask(self, claims: Sequence[Claim]) -> list[Answer]:
+        """Ask for claims of one host, whose agent must be alive to do anything about it."""
+        client, now = self._client, self._client.clock.now()
+        changes = [self._act.change(client.claims, claim, now) for claim in claims]
+        return await client.commit(changes, client.claims.enrolled(claims[0].host))
+
+
+def _unless(*states: ClaimState) -> Callable[[Claim], MdevnsError | None]:
+    """Refuses a claim that is in none of `states`."""
+    return lambda claim: None if claim.state in states else _other_state(claim)
+
+
+def _other_state(claim: Claim) -> MdevnsError:
+    if claim.state is ClaimState.ACTIVE:
+        return _invalid(claim, "is active", "mdevns show")
+    if claim.state is ClaimState.DEFINED:
+        return _invalid(claim, "is defined, and has no device", "mdevns start")
+    return _placeholder(claim)
+
+
+def _invalid(claim: Claim, why: str, command: str) -> MdevnsError:
+    hint = f"see: {command} {claim.name}"
+    return InvalidValue(claim.name, why, hint, name=claim.name)
+
+
+def _placeholder(record: Claim | Hold) -> MdevnsError:
+    """What is reserved, being created or removed: it is no device, whatever is asked of it."""
+    name, holder = record.name, record.holder
+    if holder.state == ClaimState.RESERVED:
+        hint = f"to give it back: mdevns release {name}"
+    else:
+        hint = f"try again, or see: mdevns show {name}"
+    removing = holder.state == ClaimState.REMOVING
+    doing = "being removed" if removing else "a placeholder, not a device"
+    return TryAgain(name, f"is {doing}: {holder}", hint, name=name, holder=holder)

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from cli.context import Call, command
+from cli.failures import Usage
 from cli.inventory import Offer, offers
 from cli.output import View
+from coordinator import evicting
 from coordinator.client import Client
 from coordinator.model import parse_label
 from coordinator.states import ClaimState
@@ -18,9 +20,28 @@ __all__ = ["hosts", "parents", "types"]
 
 
 @command
-def hosts(call: Call) -> None:
-    """List hosts, and how many names they hold."""
-    call.out.many(_HOSTS, call.run(lambda client: client.views.host_views()))
+def hosts(
+    call: Call,
+    act: Annotated[
+        str | None, typer.Argument(metavar="forget", help="Drop a host that holds no name.")
+    ] = None,
+    host: Annotated[str | None, typer.Argument(metavar="HOST", help="Which.")] = None,
+    *,
+    reason: Annotated[
+        str, typer.Option(help="Why it is forgotten; it stands in the audit.")
+    ] = "not given",
+) -> None:
+    """List hosts, and how many names they hold; or forget one.
+
+    `mdevns hosts forget HOST` drops a host that holds no name and has no living agent.
+    """
+    if act is None:
+        call.out.many(_HOSTS, call.run(lambda client: client.views.host_views()))
+        return
+    if act != "forget" or host is None:
+        raise Usage(call.path, "takes nothing, or: forget HOST", f"see: {call.path} --help")
+    gone = parse_label(host, "host name")
+    call.run(lambda client: evicting.forget(client, gone, reason=reason))
 
 
 @command

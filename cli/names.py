@@ -2,32 +2,24 @@
 
 # No `from __future__ import annotations`: Typer reads the annotations.
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from cli import asking, showing
+from cli.answering import Told, answered, freed, record
 from cli.context import Call, command
 from cli.failures import Usage
-from cli.output import View
 from cli.shapes import CLAIMS, FREED
-from cli.under_way import left_behind, progress
-from coordinator import creating, removing, reserving
-from coordinator.claims import Hold
+from coordinator import creating, operating, reserving
 from coordinator.client import Client, Result
-from coordinator.errors import MdevnsError
-from coordinator.model import Claim, Name, Unreadable, parse_attribute, parse_label, parse_name
+from coordinator.model import Unreadable, parse_attribute, parse_label, parse_name
 from coordinator.placement import Strategy
 from coordinator.states import ClaimState
 from coordinator.views import not_found, unreadable
 
 __all__ = ["create", "list_", "release", "remove", "renew", "reserve", "show"]
 
-T = TypeVar("T")
-
-_Told = Callable[[Result], None]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A UUID.", show_default=False)]
 _SomeName = Annotated[
     str | None, typer.Argument(metavar="NAME", help="A UUID; a random one when left out.")
@@ -102,11 +94,11 @@ def create(  # noqa: PLR0913 - each is an option of the command
     asks = asking.asks(options, lines, call.rng)
     ttl = asking.bounded(ttl, "--ttl")
 
-    async def ask(client: Client, told: _Told) -> list[Result]:
+    async def ask(client: Client, told: Told) -> list[Result]:
         return await creating.create(client, asks, ttl=ttl, wait=wait, strategy=place, told=told)
 
     array = file is not None or count is not None
-    return _answered(call, [one.name for one in asks], ask, CLAIMS, _record, array=array)
+    return answered(call, [one.name for one in asks], ask, CLAIMS, record, array=array)
 
 
 @command
@@ -122,10 +114,10 @@ def remove(
     """Remove devices, and free their names."""
     parsed = list(dict.fromkeys(map(parse_name, names)))
 
-    async def ask(client: Client, told: _Told) -> list[Result]:
-        return await removing.remove(client, parsed, force=force, told=told)
+    async def ask(client: Client, told: Told) -> list[Result]:
+        return await operating.remove(client, parsed, force=force, told=told)
 
-    return _answered(call, parsed, ask, FREED, _freed, array=True)
+    return answered(call, parsed, ask, FREED, freed, array=True)
 
 
 @command
@@ -142,10 +134,10 @@ def reserve(
     id_ = asking.request_id(request, call.rng)
     ttl = asking.bounded(ttl, "--ttl")
 
-    async def ask(client: Client, _: _Told) -> list[Result]:
+    async def ask(client: Client, _: Told) -> list[Result]:
         return await reserving.reserve(client, names, request=id_, ttl=ttl)
 
-    return _answered(call, names, ask, CLAIMS, _record, array=count is not None)
+    return answered(call, names, ask, CLAIMS, record, array=count is not None)
 
 
 @command
@@ -153,10 +145,10 @@ def renew(call: Call, name: _Name, *, ttl: _Ttl = 60) -> int:
     """Hold a reservation for longer."""
     parsed, ttl = parse_name(name), asking.bounded(ttl, "--ttl")
 
-    async def ask(client: Client, _: _Told) -> list[Result]:
+    async def ask(client: Client, _: Told) -> list[Result]:
         return [await reserving.renew(client, parsed, ttl=ttl)]
 
-    return _answered(call, [parsed], ask, CLAIMS, _record, array=False)
+    return answered(call, [parsed], ask, CLAIMS, record, array=False)
 
 
 @command
@@ -164,10 +156,10 @@ def release(call: Call, name: _Name) -> int:
     """Give a reservation back."""
     parsed = parse_name(name)
 
-    async def ask(client: Client, _: _Told) -> list[Result]:
+    async def ask(client: Client, _: Told) -> list[Result]:
         return [await reserving.release(client, parsed)]
 
-    return _answered(call, [parsed], ask, FREED, _freed, array=False)
+    return answered(call, [parsed], ask, FREED, freed, array=False)
 
 
 @command
@@ -210,51 +202,3 @@ def show(call: Call, name: _Name) -> None:
         call.out.one(showing.SHOWN, await showing.look(client, record))
 
     call.run(ask)
-
-
-def _record(result: Result) -> Claim | Hold | None:
-    return result.record
-
-
-def _freed(result: Result) -> Name | None:
-    return None if result.error else result.name
-
-
-def _answered(
-    call: Call,
-    names: Sequence[Name],
-    ask: Callable[[Client, _Told], Awaitable[list[Result]]],
-    view: View[T],
-    done: Callable[[Result], T | None],
-    *,
-    array: bool,
-) -> int:
-    """Ask for something to be done with each name, and print each answer.
-
-    When it breaks off, what has ended by then is printed all the same.
-    """
-    ended: dict[Name, Result] = {}
-
-    def printed(results: Sequence[Result]) -> int:
-        items = [item for result in results if (item := done(result)) is not None]
-        return call.out.results(view, items, results, array=array)
-
-    async def asked(client: Client) -> list[Result]:
-        with progress(len(names), call.path, shown=call.out.shows_progress) as moved:
-
-            def told(result: Result) -> None:
-                ended[result.name] = result
-                moved(result)
-
-            try:
-                return await ask(client, told)
-            except asyncio.CancelledError:
-                left = [name for name in names if name not in ended]
-                raise await left_behind(client, call.path, left) from None
-
-    try:
-        return printed(call.run(asked))
-    except MdevnsError:
-        if ended:
-            printed(list(ended.values()))
-        raise

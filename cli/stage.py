@@ -49,6 +49,7 @@ class Host:
 
     name: str
     directory: Path
+    session_ttl: int = 10
     agent: subprocess.Popen[str] | None = None
 
     @property
@@ -60,6 +61,11 @@ class Host:
         """The devices that the host's kernel has."""
         return {path.name for path in self.bus.iterdir()}
 
+    def parent_of(self, name: str) -> str | None:
+        """The parent of a device, None when it is not there."""
+        device = self.bus / name
+        return device.resolve().parent.name if device.exists() else None
+
 
 class Stage:
     """The demo's cluster, and the means to tell its story."""
@@ -68,6 +74,8 @@ class Stage:
         self._endpoint, self._began = endpoint, time.monotonic()
         self._colour = sys.stdout.isatty()
         self.hosts = {name: Host(name, directory / name) for name in HOSTS}
+        # It will be evicted, once its session has lapsed.
+        self.hosts["gpu03"].session_ttl = 3
 
     # Telling.
 
@@ -133,6 +141,15 @@ class Stage:
         claim = self.ask("show", name)
         return claim and str(claim["state"])
 
+    def held_by(self, host: Host) -> list[str]:
+        """The names that a host holds."""
+        return [claim["name"] for claim in self.ask("list", "--host", host.name) or ()]
+
+    def is_alive(self, host: Host) -> bool:
+        """Whether the cluster sees the host's agent."""
+        views = self.ask("hosts") or ()
+        return any(view["host"] == host.name and view["session"] == "alive" for view in views)
+
     def _spawn(
         self,
         *args: str,
@@ -175,6 +192,7 @@ class Stage:
         with (host.directory / "agent.log").open("ab") as log:
             host.agent = self._spawn(
                 *("agent", "--host", host.name, "--bus", f"sim:{host.directory}"),
+                *("--session-ttl", str(host.session_ttl)),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us; we stop our agents ourselves

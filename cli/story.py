@@ -78,18 +78,40 @@ def killed_mid_create(stage: Stage) -> None:
 
 
 def rebooted(stage: Stage) -> None:
-    """A reboot takes a host's transient devices, and gives their names back."""
-    host = stage.hosts["gpu02"]
-    names = sorted(host.devices())
-    stage.say(f"# {host.name} has {len(names)} devices, and reboots")
+    """A reboot takes a host's devices: autostart brings its own back, other names are free."""
+    host, name = stage.hosts["gpu02"], str(uuid.uuid4())
+    others = sorted(host.devices())
+    stage.run("create", name, "--type", TYPE, "--host", host.name, "--autostart")
+    parent = host.parent_of(name)
+    stage.say(f"# {host.name} has {len(host.devices())} devices, and reboots")
     stage.end_agent(host, signal.SIGTERM)
     stage.run("sim", "reboot", str(host.directory))
     stage.must(not host.devices(), "no device is left on it", host.devices())
     stage.boot_agent(host)
-    stage.wait_for(lambda: stage.ask("list", "--host", host.name) == [], "its names are free")
+    stage.wait_for(lambda: stage.held_by(host) == [name], "its transient names are free")
+    stage.wait_for(lambda: stage.state(name) == "active", "what is to start by itself started")
     stage.run("list", "--host", host.name)
-    stage.run("create", names[0], "--type", TYPE, "--host", "gpu03")
-    stage.must(names[0] in stage.hosts["gpu03"].devices(), "a name of it lives elsewhere", "none")
+    stage.must(
+        host.parent_of(name) == parent, "it is back on the parent it had", host.parent_of(name)
+    )
+    stage.run("create", others[0], "--type", TYPE, "--host", "gpu01")
+    stage.must(others[0] in stage.hosts["gpu01"].devices(), "a name of it lives elsewhere", "none")
+
+
+def evicted(stage: Stage) -> None:
+    """A host that is gone for good gives its names back, by an operator's word."""
+    host = stage.hosts["gpu03"]
+    name = min(host.devices())
+    stage.say(f"# {host.name} loses power, with {len(host.devices())} devices")
+    stage.end_agent(host, signal.SIGKILL)
+    stage.run("sim", "reboot", str(host.directory))
+    refusal = stage.run("create", name, "--type", TYPE, "--host", "gpu01", expect=4)
+    stage.must("gpu03" in refusal, "its names are still taken: it may only be unseen", refusal)
+    stage.wait_for(lambda: not stage.is_alive(host), "its session lapses")
+    stage.run("evict", host.name, "--confirm-fenced", "--reason", "its power supply burnt")
+    stage.run("create", name, "--type", TYPE, "--host", "gpu01")
+    stage.must(name in stage.hosts["gpu01"].devices(), "the name lives elsewhere", "no device")
+    stage.run("audit")
 
 
 def consistent(stage: Stage) -> None:
@@ -110,6 +132,7 @@ STEPS: tuple[tuple[str, Callable[[Stage], None]], ...] = (
     ("A name is taken once in the whole cluster", taken_once),
     (f"{_MANY} devices at once, placed over three hosts", in_bulk),
     ("An agent is killed while the driver makes a device", killed_mid_create),
-    ("A host reboots, and its transient names are free again", rebooted),
+    ("A host reboots: what is to start by itself is back, other names are free", rebooted),
+    ("A host is gone for good, and is evicted", evicted),
     ("Names, claims and devices agree", consistent),
 )

@@ -29,7 +29,8 @@ def words(text: str) -> str:
 def test_help_lists_every_command_in_the_contract() -> None:
     """`mdevns`, and `mdevns --help`, list the commands and the global options."""
     contract = "create remove reserve renew release list show hosts parents types check agent"
-    assert set(COMMANDS) == {*contract.split(), "sim", "etcd", "demo"}
+    persistent = "define undefine start stop move evict audit"
+    assert set(COMMANDS) == {*contract.split(), *persistent.split(), "sim", "etcd", "demo"}
     for done in (in_process("--help"), in_process()):
         assert (done.code, done.err) == (0, "")
         assert all(f"  {name} " in done.out for name in COMMANDS)

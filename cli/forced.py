@@ -1,0 +1,85 @@
+"""Forced acts: `evict`, `hosts forget`, and `audit`, which lists them."""
+
+# No `from __future__ import annotations`: Typer reads the annotations.
+
+from typing import Annotated
+
+import typer
+
+from cli.context import Call, command
+from cli.failures import Usage
+from cli.options import Format
+from cli.output import View
+from coordinator import evicting
+from coordinator.evicting import Evicted
+from coordinator.model import AuditValue, parse_label
+
+__all__ = ["audit", "evict"]
+
+_Host = Annotated[str, typer.Argument(metavar="HOST", help="The host.", show_default=False)]
+_UNREADABLE = 20
+
+
+@command
+def evict(
+    call: Call,
+    host: _Host,
+    *,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the audit.")],
+    confirm_fenced: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-fenced", help="It is powered off, or cut from all that it could harm."
+        ),
+    ] = False,
+    definitions: Annotated[
+        bool, typer.Option("--definitions", help="Give its persistent names up too.")
+    ] = False,
+) -> int:
+    """Give a fenced, unreachable host's names back.
+
+    Transient names are free afterwards, persistent ones are defined and can be moved. If the
+    host is not fenced, its devices live on, and their names can be taken a second time.
+    """
+    if not confirm_fenced:
+        raise Usage(
+            f"host {host}",
+            "is evicted only when it is fenced: a device that lives on would lose its name",
+            "power it off, then add --confirm-fenced",
+        )
+    wanted = parse_label(host, "host name")
+    evicted = call.run(
+        lambda client: evicting.evict(client, wanted, reason=reason, definitions=definitions)
+    )
+    if call.out.form is Format.JSON:
+        call.out.json({"host": wanted, "freed": evicted.freed, "defined": evicted.defined})
+    else:
+        call.out.write(_told(wanted, evicted))
+    for record in evicted.unreadable:
+        call.out.warn(f"{record.key}: cannot be read, and was left; see: mdevns check")
+    return _UNREADABLE if evicted.unreadable else 0
+
+
+@command
+def audit(call: Call) -> None:
+    """List forced acts: who did what to which host, and why."""
+    call.out.many(_AUDIT, call.run(evicting.audit))
+
+
+def _told(host: str, evicted: Evicted) -> str:
+    freed, defined = len(evicted.freed), len(evicted.defined)
+    return f"{host} is evicted: {freed} names freed, {defined} persistent ones defined\n"
+
+
+_AUDIT: View[AuditValue] = View(
+    columns=("AT", "WHAT", "HOST", "WHO", "WHY"),
+    rows=lambda act: [(act.at, act.what, act.host, act.who, act.why)],
+    json=lambda act: {
+        "at": act.at,
+        "what": act.what,
+        "host": act.host,
+        "who": act.who,
+        "why": act.why,
+    },
+    name=lambda act: act.host,
+)

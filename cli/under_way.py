@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from coordinator.client import Client, Result
     from coordinator.model import Name
+    from coordinator.views import Record
 
 __all__ = ["left_behind", "progress"]
 
@@ -27,10 +28,8 @@ async def left_behind(client: Client, doing: str, names: Sequence[Name]) -> Inte
     """The error for a command that stops waiting for `names`: what stands of them now."""
     if not names:
         return Interrupted(doing, "interrupted", "it was done with all names")
-    try:
-        async with asyncio.timeout(_LOOK):
-            found = await client.views.find_all(names)
-    except (TimeoutError, StoreError):
+    found = await _standing(client, names)
+    if found is None:
         why = f"interrupted, and the store does not say what stands of {_some(names)}"
         return Interrupted(doing, why, f"find out with: mdevns show {names[0]}")
     left = {
@@ -42,7 +41,23 @@ async def left_behind(client: Client, doing: str, names: Sequence[Name]) -> Inte
         return Interrupted(doing, "interrupted", "nothing was left behind")
     states = ", ".join(f"{n} {state}" for state, n in sorted(Counter(left.values()).items()))
     why = f"interrupted, left behind: {_some(list(left))} ({states})"
-    return Interrupted(doing, why, f"the hosts go on with it; see: mdevns show {next(iter(left))}")
+    going = {"creating", "removing", "reserved"}.intersection(left.values())
+    hint = "the hosts go on with what is under way; see" if going else "nobody goes on with it; see"
+    return Interrupted(doing, why, f"{hint}: mdevns show {next(iter(left))}")
+
+
+async def _standing(client: Client, names: Sequence[Name]) -> dict[Name, Record | None] | None:
+    """What holds the names; None when that cannot be said.
+
+    What is on its way to the store is not recalled: it arrives before the look.
+    """
+    if not await client.settled(_LOOK):
+        return None
+    try:
+        async with asyncio.timeout(_LOOK):
+            return await client.views.find_all(names)
+    except (TimeoutError, StoreError):
+        return None
 
 
 def _some(names: Sequence[Name]) -> str:

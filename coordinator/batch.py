@@ -60,6 +60,13 @@ class GroupCommit:
             self._tasks[guards] = loop.create_task(self._run(guards))
         return list(await asyncio.gather(*(one.answer for one in asked)))
 
+    async def idle(self, seconds: float) -> bool:
+        """Wait, for so long, until nothing is in flight; whether that is so."""
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        return not self._tasks
+
     async def close(self) -> None:
         """Stop sending. What is in flight stays unknown to whoever waits for it."""
         tasks = list(self._tasks.values())
@@ -81,6 +88,8 @@ class GroupCommit:
             for one in batch:
                 if not one.answer.done():
                     one.answer.set_exception(error)
+            for one in self._waiting.pop(guards, ()):
+                one.answer.set_exception(error)
         finally:
             self._tasks.pop(guards, None)
             for one in (*batch, *self._waiting.pop(guards, ())):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from coordinator.model import Name, Wish
     from coordinator.store import Compare, KeyValue
 
-__all__ = ["Claims", "Failure", "Hold"]
+__all__ = ["Claims", "Failure", "Hold", "answers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,38 +174,46 @@ class Claims:
 
     # The host's agent, around the kernel's write.
 
-    def begin(self, claim: Claim, *, boot_id: str, now: str) -> Change:
+    def begin(
+        self, claim: Claim, *, boot_id: str, now: str, error: LastError | None = None
+    ) -> Change:
         """reserved, creating or defined → creating: from here on a device may exist.
 
         Detaches the reservation's lease. Beginning again moves the revision, so that every
-        write to `create` follows a begin of its own enrolment (design 5, rule 1).
+        write to `create` follows a begin of its own enrolment (design 5, rule 1). `error` is
+        why the write before it did not do, for `show`.
         """
         again = claim.state is ClaimState.CREATING
         value = msgspec.structs.replace(
             claim.value(),
             state=ClaimState.CREATING,
+            first=claim.first or claim.state is ClaimState.RESERVED,
             boot_id=boot_id,
-            error=claim.error if again else None,
+            error=error,
             since=claim.since if again else now,
         )
         return self._move(ClaimEvent.BEGIN, claim, value)
 
     def activate(self, claim: Claim, *, boot_id: str, now: str) -> Change:
         """creating → active: the device was seen, and its attributes are written."""
-        value = _entered(claim, ClaimState.ACTIVE, now, boot_id=boot_id, error=None)
+        value = _entered(claim, ClaimState.ACTIVE, now, first=False, boot_id=boot_id, error=None)
         return self._move(ClaimEvent.ACTIVATE, claim, value)
 
     def undo(self, claim: Claim, failure: Failure, *, now: str) -> Change:
         """creating → removing: the device is there but an attribute failed; take it back."""
-        then = AfterRemoval.DEFINED if claim.persistent else AfterRemoval.FREE
+        then = AfterRemoval.DEFINED if _stays(claim) else AfterRemoval.FREE
         value = _entered(
             claim, ClaimState.REMOVING, now, removal=Removal(then), error=failure.error
         )
         return self._move(ClaimEvent.UNDO, claim, value, failure=failure)
 
     def abort(self, claim: Claim, failure: Failure, *, now: str) -> Change:
-        """creating → free or defined: the kernel refused, and the device was seen absent."""
-        if not claim.persistent:
+        """creating → free or defined: the kernel refused, and the device was seen absent.
+
+        A persistent name is defined again if it has been before; a create that never had its
+        device leaves nothing, and can be placed elsewhere.
+        """
+        if not _stays(claim):
             return self._free(ClaimEvent.ABORT, claim, failure)
         value = _entered(claim, ClaimState.DEFINED, now, error=failure.error)
         return self._move(ClaimEvent.ABORT, claim, value, failure=failure)
@@ -244,6 +252,7 @@ class Claims:
             parent=parent,
             type=type_,
             adopted=True,
+            first=False,
             removal=None,
             boot_id=boot_id,
             error=failure.error if failure else None,
@@ -262,7 +271,13 @@ class Claims:
         if claim.removal is None or claim.removal.then is AfterRemoval.FREE:
             return self._free(ClaimEvent.RELEASE, claim)
         value = _entered(
-            claim, ClaimState.DEFINED, now, removal=None, adopted=False, boot_id=boot_id
+            claim,
+            ClaimState.DEFINED,
+            now,
+            removal=None,
+            adopted=False,
+            first=False,
+            boot_id=boot_id,
         )
         return self._move(ClaimEvent.STOP, claim, value)
 
@@ -309,7 +324,9 @@ class Claims:
         """
         if definitions or not claim.persistent:
             return self._free(ClaimEvent.EVICT, claim)
-        value = _entered(claim, ClaimState.DEFINED, now, removal=None, adopted=False, boot_id=None)
+        value = _entered(
+            claim, ClaimState.DEFINED, now, removal=None, adopted=False, first=False, boot_id=None
+        )
         return self._move(ClaimEvent.EVICT, claim, value)
 
     # Guards: what a commit compares besides its names.
@@ -367,8 +384,8 @@ class Claims:
         def done(revision: int) -> Answer:
             return Answer(revision, _made(name, host, value, revision, lease))
 
-        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
-            return _taken_or_ours(name, host, request, found)
+        def refused(found: tuple[KeyValue | None, ...], _: int) -> Answer:
+            return _taken_or_ours(name, host, value, request, found)
 
         return Change(
             name, tuple(map(absent, keys)), tuple(puts), tuple(map(get, keys)), done, refused
@@ -405,8 +422,8 @@ class Claims:
         def done(revision: int) -> Answer:
             return Answer(revision, _made(name, host, value, revision, lease))
 
-        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
-            _, kv = found
+        def refused(found: tuple[KeyValue | None, ...], _: int) -> Answer:
+            kv = found[1]
             if kv is not None and kv.value == wanted and kv.lease == lease:
                 return done(kv.mod_revision)  # an earlier copy of this very transaction
             return Answer(0, error=Moved(name, _holder(found)))
@@ -418,7 +435,7 @@ class Claims:
         key = self._keys.name(hold.name)
         wanted = encode(NameValue(host=None, request=hold.request))
 
-        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
+        def refused(found: tuple[KeyValue | None, ...], _: int) -> Answer:
             (kv,) = found
             if kv is not None and kv.value == wanted and kv.lease == lease:
                 return Answer(kv.mod_revision)
@@ -441,10 +458,13 @@ class Claims:
         if isinstance(held, Claim):
             keys.append(self._keys.claim(held.host, held.name))
 
-        def refused(found: tuple[KeyValue | None, ...]) -> Answer:
+        def refused(found: tuple[KeyValue | None, ...], revision: int) -> Answer:
             kv = found[-1]
-            if kv is None or kv.create_revision > held.revision:
-                return Answer(0)  # it is gone, whoever has the name now
+            if kv is None:
+                return Answer(revision)
+            if kv.create_revision > held.revision:  # gone, and taken anew since
+                anew = read_claim(kv) if isinstance(held, Claim) else None
+                return Answer(kv.mod_revision, anew if isinstance(anew, Claim) else None)
             return Answer(0, error=Moved(held.name, _holder(found)))
 
         return Change(
@@ -474,6 +494,10 @@ class Claims:
             at=failure.error.at,
         )
         return (Put(self._keys.outcome(claim.request, claim.name), encode(value), failure.lease),)
+
+
+def _stays(claim: Claim) -> bool:
+    return claim.persistent and not claim.first
 
 
 def _state(held: Claim | Hold) -> ClaimState:
@@ -508,7 +532,11 @@ def _made(
 
 
 def _taken_or_ours(
-    name: Name, host: str | None, request: str, found: tuple[KeyValue | None, ...]
+    name: Name,
+    host: str | None,
+    value: ClaimValue | None,
+    request: str,
+    found: tuple[KeyValue | None, ...],
 ) -> Answer:
     kv = found[0]
     standing = None if kv is None else decode(kv, NameValue)
@@ -516,9 +544,22 @@ def _taken_or_ours(
         if host is None and kv is not None:
             return Answer(kv.mod_revision)
         claim = None if found[1] is None else read_claim(found[1])
-        if isinstance(claim, Claim) and claim.request == request and claim.state.is_wanted:
+        if isinstance(claim, Claim) and value is not None and answers(claim, value):
             return Answer(claim.revision, claim)
     return Answer(0, error=NameTaken(name, _holder(found) or Holder(host, None, "unreadable")))
+
+
+def answers(claim: Claim, wanted: Wish | ClaimValue) -> bool:
+    """Whether a claim of the same request is what was asked for, there or on its way.
+
+    Not when it was adopted: then the request has failed, and the device is somebody else's.
+    """
+    return (
+        claim.state.is_wanted
+        and not claim.adopted
+        and (claim.type, claim.attrs, claim.persistent, claim.autostart)
+        == (wanted.type, wanted.attrs, wanted.persistent, wanted.autostart)
+    )
 
 
 def _holder(found: tuple[KeyValue | None, ...]) -> Holder | None:

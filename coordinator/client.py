@@ -6,12 +6,13 @@ a process puts first into etcd always hangs on a lease, so that nothing that arr
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.batch import GroupCommit
 from coordinator.claims import Claims, Hold
-from coordinator.errors import MdevnsError, NameTaken, OutcomeUnknown
+from coordinator.errors import MdevnsError, NameTaken, OutcomeUnknown, StoreError
 from coordinator.leases import SharedLeases
 from coordinator.views import Views
 
@@ -71,15 +72,21 @@ class Client:
             return Result(name, record)
         return Result(name, error=await self._explained(name, answer.error))
 
+    async def settled(self, seconds: float) -> bool:
+        """Wait, for so long, until no request is under way; whether that is so."""
+        return await self._commit.idle(seconds)
+
     async def close(self) -> None:
         """Stop sending. The store stays open: whoever made it closes it."""
         await self._commit.close()
 
     async def _explained(self, name: Name, error: MdevnsError) -> MdevnsError:
         if isinstance(error, NameTaken):
-            # The refusal brought the host; its claim has parent and state.
-            holder = await self.views.holder(name)
-            return error if holder is None else NameTaken(name, holder)
+            # The refusal brought the host; its claim has parent and state, where it can be read.
+            with suppress(StoreError):
+                holder = await self.views.holder(name)
+                return error if holder is None else NameTaken(name, holder)
+            return error
         if isinstance(error, OutcomeUnknown):
             why = f"it is not known whether it was done: {error.why}"
             return OutcomeUnknown(name, why, f"find out with: mdevns show {name}", name=name)

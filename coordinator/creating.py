@@ -6,12 +6,21 @@ parent is left.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.claims import Hold
+from coordinator.claims import Hold, answers
 from coordinator.client import Result
-from coordinator.errors import HostDown, LeaseGone, MdevnsError, NameTaken, NoCapacity, NotFound
+from coordinator.errors import (
+    HostDown,
+    LeaseGone,
+    MdevnsError,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    StoreError,
+)
 from coordinator.model import Claim, Wish
 from coordinator.placement import Candidate, Strategy, place
 from coordinator.transactions import Answer
@@ -22,12 +31,14 @@ if TYPE_CHECKING:
 
     from coordinator.client import Client
     from coordinator.model import Name
-    from coordinator.views import ParentView
+    from coordinator.views import ParentView, Record
 
 __all__ = ["Ask", "create"]
 
 # `available` may be stale by a moment: so many parents that say 0 are asked all the same.
 _ASK_THE_FULL = 8
+# So many hosts are asked for a place before all are.
+_SOME_HOSTS = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +96,7 @@ class _Creation:
     async def run(self, asks: Sequence[Ask], *, wait: bool) -> list[Result]:
         left: Sequence[Ask] = await self._on_known_hosts(asks)
         while left:
-            placed = self._place(left, await self._parents(left))
+            placed = await self._placed(left)
             claimed = await self._claim(placed) if placed else []
             if not wait:
                 for claim in claimed:
@@ -113,26 +124,57 @@ class _Creation:
                 self._end(Result(ask.name, error=unknown[ask.host]))
         return [ask for ask in asks if ask.host not in unknown]
 
-    async def _parents(self, asks: Iterable[Ask]) -> list[ParentView]:
-        hosts = {ask.host for ask in asks}
-        named = sorted(host for host in hosts if host is not None)
-        return await self._client.views.parents(None if None in hosts else named)
+    async def _placed(self, asks: Sequence[Ask]) -> list[tuple[Ask, Wish]]:
+        """A wish for each ask that can be placed; the others end, with the reason.
 
-    def _place(self, asks: Sequence[Ask], parents: Sequence[ParentView]) -> list[tuple[Ask, Wish]]:
-        """A wish for each ask that can be placed; the others end, with the reason."""
+        Where no host is named, some are asked first, and all only when these do not do: in a
+        large cluster any few hosts have room.
+        """
+        named = [ask for ask in asks if ask.host is not None]
+        free = [ask for ask in asks if ask.host is None]
+        views = self._client.views
+        placed, unplaced, parents = self._place(
+            named, await views.parents(sorted({ask.host for ask in named if ask.host is not None}))
+        )
+        self._end_unplaced(unplaced, parents)
+        if free:
+            hosts = await views.hosts()
+            some = hosts
+            if len(hosts) > _SOME_HOSTS:
+                some = sorted(self._client.rng.sample(hosts, _SOME_HOSTS))
+            more, left, parents = self._place(free, await views.parents(some))
+            if left and len(some) < len(hosts):
+                parents = await views.parents(hosts)
+                again, left, parents = self._place(left, parents)
+                more += again
+            self._end_unplaced(left, parents)
+            placed += more
+        return placed
+
+    def _end_unplaced(self, asks: Iterable[Ask], parents: Sequence[ParentView]) -> None:
+        for ask in asks:
+            self._end(
+                Result(ask.name, error=_unplaced(ask, _fitting(parents, ask.host, ask.parent)))
+            )
+
+    def _place(
+        self, asks: Sequence[Ask], parents: Sequence[ParentView]
+    ) -> tuple[list[tuple[Ask, Wish]], list[Ask], Sequence[ParentView]]:
+        """A wish for each ask that can be placed, the others, and among which parents."""
         groups: dict[tuple[str, str | None, str | None], list[Ask]] = {}
         for ask in asks:
             groups.setdefault((ask.type, ask.host, ask.parent), []).append(ask)
         placed: list[tuple[Ask, Wish]] = []
+        unplaced: list[Ask] = []
         for (type_, host, parent), group in groups.items():
-            fitting = [v for v in parents if host in (None, v.host) and parent in (None, v.parent)]
+            fitting = _fitting(parents, host, parent)
             spots = self._spots(fitting, type_, len(group), fixed=parent is not None)
             for ask, spot in zip(group, spots, strict=True):
                 if spot is None:
-                    self._end(Result(ask.name, error=_unplaced(ask, fitting)))
+                    unplaced.append(ask)
                 else:
                     placed.append((ask, ask.at(spot)))
-        return placed
+        return placed, unplaced, parents
 
     def _spots(
         self, parents: Iterable[ParentView], type_: str, count: int, *, fixed: bool
@@ -159,20 +201,33 @@ class _Creation:
     async def _claim(self, placed: Sequence[tuple[Ask, Wish]]) -> list[Claim]:
         """Reserve each name for its host; those that are refused end."""
         lease = await self._client.leases.get(self._ttl)
-        answers = await self._reserve(placed, lease)
-        if any(isinstance(answer.error, LeaseGone) for answer in answers):
+        reserved = await self._reserve(placed, lease)
+        if any(isinstance(answer.error, LeaseGone) for answer in reserved):
             self._client.leases.forget()  # revoked early; nothing was put on it
             lease = await self._client.leases.get(self._ttl)
-            answers = await self._reserve(placed, lease)
+            reserved = await self._reserve(placed, lease)
+        asked = list(zip(placed, reserved, strict=True))
+        held = await self._holding(
+            [a.name for (a, _), b in asked if isinstance(b.error, NameTaken)]
+        )
         claimed = []
-        for (ask, wish), answer in zip(placed, answers, strict=True):
-            mine = await self._if_mine(ask, wish, lease, answer)
-            result = await self._client.result(ask.name, mine, mine.claim)
+        for (ask, wish), first in asked:
+            answer = await self._if_mine(ask, wish, lease, first, held.get(ask.name))
+            result = await self._client.result(ask.name, answer, answer.claim)
             if isinstance(result.record, Claim):
                 claimed.append(result.record)
             else:
                 self._end(result)
         return claimed
+
+    async def _holding(self, names: Sequence[Name]) -> dict[Name, Record | None]:
+        """What holds names that are taken; nothing is known of them when the store is away now.
+
+        It must not take the others' answers away: their names are reserved.
+        """
+        with suppress(StoreError):
+            return await self._client.views.find_all(names)
+        return {}
 
     async def _reserve(self, placed: Sequence[tuple[Ask, Wish]], lease: int) -> list[Answer]:
         client, now = self._client, self._client.clock.now()
@@ -184,25 +239,27 @@ class _Creation:
         ]
         return await client.commit(changes)
 
-    async def _if_mine(self, ask: Ask, wish: Wish, lease: int, answer: Answer) -> Answer:
+    async def _if_mine(
+        self, ask: Ask, wish: Wish, lease: int, answer: Answer, record: Record | None
+    ) -> Answer:
         """A name that is taken by the very same request is no conflict.
 
         A reservation without a host becomes the host's; a claim that an earlier attempt of
-        the same request made elsewhere is this request's own.
+        the same request made elsewhere is this request's own, if it asks for the same.
         """
+        client = self._client
         if not isinstance(answer.error, NameTaken):
             return answer
-        client = self._client
-        record = await client.views.find(ask.name)
-        if isinstance(record, Claim) and record.request == ask.request and record.state.is_wanted:
+        if isinstance(record, Claim) and record.request == ask.request and answers(record, wish):
             return Answer(record.revision, record)
-        if not isinstance(record, Hold) or record.request != ask.request:
-            return answer
-        bind = client.claims.bind(
-            record, wish, lease=lease, now=client.clock.now(), by=client.asked_by
-        )
-        (bound,) = await client.commit([bind])
-        return bound
+        if isinstance(record, Hold) and record.request == ask.request:
+            bind = client.claims.bind(
+                record, wish, lease=lease, now=client.clock.now(), by=client.asked_by
+            )
+            (answer,) = await client.commit([bind])
+        elif isinstance(record, Claim | Hold):
+            return Answer(0, error=NameTaken(ask.name, record.holder))
+        return answer
 
     async def _await_devices(self, asks: Sequence[Ask], claimed: Sequence[Claim]) -> list[Ask]:
         """Wait for devices; returns the asks that were refused for want of room."""
@@ -219,6 +276,12 @@ class _Creation:
 
         await await_made(self._client.store, self._client.keys, claimed, ended)
         return again
+
+
+def _fitting(
+    parents: Iterable[ParentView], host: str | None, parent: str | None
+) -> list[ParentView]:
+    return [v for v in parents if host in (None, v.host) and parent in (None, v.parent)]
 
 
 def _unplaced(ask: Ask, fitting: Sequence[ParentView]) -> MdevnsError:

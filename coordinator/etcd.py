@@ -452,7 +452,7 @@ _REFUSALS: tuple[tuple[str, Callable[[str, str], Exception]], ...] = (
         lambda what, _: StoreReadOnly(
             what,
             "its space quota is used up (NOSPACE)",
-            "compact, defragment and disarm the alarm",
+            "compact, defragment and disarm the alarm; until then nothing is freed either",
         ),
     ),
     (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.errors import InUse, Moved, NotFound
 from coordinator.model import AuditValue, Claim, IdentityValue, Name, Unreadable, decode, encode
+from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn, absent, get, pages, prefix, prefix_end, unchanged
 from coordinator.transactions import settle
 
@@ -61,7 +62,8 @@ async def evict(client: Client, host: str, *, reason: str, definitions: bool) ->
             if isinstance(answer.error, Moved):
                 continue  # looked at again in the next round
             made = answer.made()
-            (evicted.freed if made is None else evicted.defined).append(claim.name)
+            kept = made is not None and made.state is ClaimState.DEFINED
+            (evicted.defined if kept else evicted.freed).append(claim.name)
     raise InUse(f"host {host}", "its names keep changing", "look who asks for them: mdevns list")
 
 

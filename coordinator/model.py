@@ -182,6 +182,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class ClaimValue(_Value, frozen=True, kw_only=True):
     """`hosts/<host>/claims/<uuid>`.
 
+    `first` says that it is being created for the first time, so that a refusal leaves nothing,
     `boot_id` is the boot in which a device of it was last begun, seen or stopped; `since`
     when the state was entered, `created` when the name was claimed (RFC 3339, for people:
     nothing is decided by them); `asked_by` who asked.
@@ -194,6 +195,7 @@ class ClaimValue(_Value, frozen=True, kw_only=True):
     persistent: bool = False
     autostart: bool = False
     adopted: bool = False
+    first: bool = False
     removal: Removal | None = None
     request: str
     boot_id: str | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.client import Result
-from coordinator.errors import InUse, InvalidValue, MdevnsError, Moved, TryAgain
+from coordinator.errors import InUse, InvalidValue, MdevnsError, Moved, StoreError, TryAgain
 from coordinator.model import AfterRemoval, Claim, Removal, Unreadable
 from coordinator.states import ClaimState
 from coordinator.views import not_found, unreadable
@@ -139,7 +139,10 @@ class _Acting:
         for _ in range(_ATTEMPTS - 1):
             if not moved:
                 break
-            more, moved = await self._ask_all(list(moved))
+            try:
+                more, moved = await self._ask_all(list(moved))
+            except StoreError:
+                break  # each is told that it moved; what was asked for is waited for
             asked += more
         for name, error in moved.items():
             self._end(Result(name, error=error))

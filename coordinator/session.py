@@ -27,6 +27,7 @@ from coordinator.transactions import settle
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
     from coordinator.clock import Clock
     from coordinator.keys import Keys
@@ -91,7 +92,7 @@ class Session:
 class Enroller:
     """Enrols one host's agent, as often as need be.
 
-    `ttl` in seconds is the session's; etcd's floor is 2.
+    `ttl` in seconds is the session's; etcd's floor is 2. `told` hears what is waited for.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Enroller:
         version: str,
         ttl: int,
     ) -> None:
+        self.told: Callable[[str], None] = lambda _: None
         self._store, self._keys, self._clock, self._rng = store, keys, clock, rng
         self.host, self.ttl = host, ttl
         self._identity, self._boot_id, self._version = identity, boot_id, version
@@ -125,6 +127,7 @@ class Enroller:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((_AnotherBoot, _Raced)),
             wait=wait_fixed(self.ttl / 4),
+            before_sleep=lambda state: self.told(str(state.outcome and state.outcome.exception())),
             reraise=True,
         )
         return await retrying(self._try)
@@ -166,12 +169,12 @@ class Enroller:
     def _check_identity(self, standing: _Standing) -> None:
         if standing.identity is not None:
             known = decode(standing.identity, IdentityValue)
-            if known != self._identity:
-                machine = "unreadable" if isinstance(known, Unreadable) else known.machine_id
+            differs = _difference(known, self._identity)
+            if differs:
                 raise NotAllowed(
                     f"host {self.host}",
-                    f"another machine is enrolled under this name (machine-id {machine})",
-                    "give this machine a host name and machine-id of its own",
+                    f"another machine is enrolled under this name ({differs})",
+                    "give this machine a name and machine-id of its own, or: mdevns hosts forget",
                 )
         if standing.machine is not None:
             other = decode(standing.machine, MachineValue)
@@ -182,6 +185,13 @@ class Enroller:
                     f"is enrolled as host {host} already",
                     f"start its agent as --host {host}, or give a clone its own machine-id",
                 )
+
+    def _known(self, standing: _Standing) -> IdentityValue:
+        """What is known of this machine: a product UUID that was read once is kept."""
+        if standing.identity is None or self._identity.product_uuid is not None:
+            return self._identity
+        known = decode(standing.identity, IdentityValue)
+        return known if isinstance(known, IdentityValue) else self._identity
 
     def _check_boot(self, standing: _Standing) -> None:
         if standing.session is None:
@@ -203,11 +213,23 @@ class Enroller:
             success=(
                 Put(epoch, instance.encode()),
                 Put(self._keys.session(self.host), encode(session), lease),
-                Put(self._keys.identity(self.host), encode(self._identity)),
+                Put(self._keys.identity(self.host), encode(self._known(standing))),
                 Put(machine, encode(MachineValue(host=self.host))),
             ),
             failure=(get(epoch),),
         )
+
+
+def _difference(known: IdentityValue | Unreadable, ours: IdentityValue) -> str:
+    """In what two machines differ; a product UUID that could not be read says nothing."""
+    if isinstance(known, Unreadable):
+        return f"its identity cannot be read: {known.why}"
+    if known.machine_id != ours.machine_id:
+        return f"its machine-id is {known.machine_id}, ours {ours.machine_id}"
+    both = None not in (known.product_uuid, ours.product_uuid)
+    if both and known.product_uuid != ours.product_uuid:
+        return f"its product UUID is {known.product_uuid}, ours {ours.product_uuid}"
+    return ""
 
 
 def _as_read(key: str, kv: KeyValue | None) -> Compare:

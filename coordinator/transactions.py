@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from coordinator.errors import MdevnsError, OutcomeUnknown, Unreachable
+from coordinator.errors import (
+    MdevnsError,
+    NotAllowed,
+    OutcomeUnknown,
+    StoreReadOnly,
+    Unreachable,
+)
 from coordinator.store import MAX_TXN_OPS, Compare, Delete, Put, Range, Txn, TxnResult, holds
 
 if TYPE_CHECKING:
@@ -55,8 +61,8 @@ class Guard:
 class Answer:
     """What became of one change.
 
-    Without an `error` it was made, by this very request, and `claim` is what stands at
-    `revision` (None: the name is free, or held by a reservation without a host).
+    Without an `error` it was made, by this copy of the request or an earlier one, and `claim`
+    is what stands at `revision` (None: the name is free, or held without a host).
     """
 
     revision: int
@@ -88,7 +94,7 @@ class Change:
     then: tuple[Put | Delete, ...]
     otherwise: tuple[Range, ...]
     done: Callable[[int], Answer]
-    refused: Callable[[tuple[KeyValue | None, ...]], Answer]
+    refused: Callable[[tuple[KeyValue | None, ...], int], Answer]
 
     @property
     def longest(self) -> int:
@@ -149,8 +155,27 @@ async def transact(
         MdevnsError: a guard does not hold; nothing was done.
         StoreError: as `settle`.
     """
-    result = await settle(store, transaction(guards, changes), patience=patience, rng=rng)
+    try:
+        result = await settle(store, transaction(guards, changes), patience=patience, rng=rng)
+    except StoreReadOnly as error:
+        return await _looked_up(store, changes, error)
     return answers(guards, changes, result)
+
+
+async def _looked_up(store: Store, changes: Sequence[Change], error: StoreReadOnly) -> list[Answer]:
+    """What a transaction that was answered with "no space" has done all the same.
+
+    etcd raises that alarm after it has applied a transaction, too (3.5.1: 17 of 67 that were
+    refused stood in the store). Whatever it did is done by the time of its answer, and a
+    linearizable read shows it; a transaction would be refused.
+    """
+    found = []
+    for change in changes:
+        reads = [await store.range(read) for read in change.otherwise]
+        kvs = tuple(read.first for read in reads)
+        answer = change.refused(kvs, max(read.revision for read in reads))
+        found.append(answer if answer.error is None else Answer(0, error=error))
+    return found
 
 
 def answers(guards: Sequence[Guard], changes: Sequence[Change], result: TxnResult) -> list[Answer]:
@@ -171,7 +196,7 @@ def answers(guards: Sequence[Guard], changes: Sequence[Change], result: TxnResul
 def _answer(change: Change, inner: TxnResult, revision: int) -> Answer:
     if inner.succeeded:
         return change.done(revision)
-    return change.refused(tuple(read.first for read in inner.ranges()))
+    return change.refused(tuple(read.first for read in inner.ranges()), revision)
 
 
 def _guard_error(guards: Sequence[Guard], result: TxnResult) -> MdevnsError:
@@ -200,9 +225,11 @@ async def settle(
         return await store.txn(txn)
     except OutcomeUnknown as error:
         unknown = error
-    # From here on "cannot be reached" says nothing about the first copy.
+    # From here on no refusal but these two says anything about the first copy: on a lease that
+    # is gone, or over the limits, no copy is ever applied.
     retrying = AsyncRetrying(
-        retry=retry_if_exception_type((OutcomeUnknown, Unreachable)), wait=_Backoff(rng)
+        retry=retry_if_exception_type((OutcomeUnknown, Unreachable, StoreReadOnly, NotAllowed)),
+        wait=_Backoff(rng),
     )
     try:
         async with asyncio.timeout(patience):  # the loop's time, not the machine's

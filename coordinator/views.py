@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HostView", "ParentView", "Record", "Views", "not_found", "unreadable"]
 
+_AT_ONCE = 16  # hosts whose claims are counted side by side
+
 Record = Claim | Hold | Unreadable
 """What a name can be held by."""
 
@@ -107,7 +109,9 @@ class Views:
         """All hosts with their sessions and the number of their claims by state."""
         hosts = await self.hosts()
         sessions = await self._sessions(hosts)
-        counts = await asyncio.gather(*(self._count(host) for host in hosts))
+        counts: list[dict[str, int]] = []
+        for some in batched(hosts, _AT_ONCE):
+            counts += await asyncio.gather(*(self._count(host) for host in some))
         return [
             HostView(host, sessions[host], count) for host, count in zip(hosts, counts, strict=True)
         ]

@@ -173,14 +173,16 @@ class _HostWait:
         self._store, self._keys, self._verdict, self._ended = store, keys, verdict, ended
         self._host = claims[0].host
         self._pending = {
-            claim.name: _Pending(claim, claim, claim.state is ClaimState.ACTIVE) for claim in claims
+            claim.name: _Pending(
+                claim, claim, claim.state is ClaimState.ACTIVE and not claim.adopted
+            )
+            for claim in claims
         }
 
     async def run(self) -> None:
         """Watch until nothing is pending; now and then look at all of it, whatever was told.
 
-        Raises:
-            OutcomeUnknown: the store is away, and what becomes of the claims is not known.
+        When the store is away, what becomes of the claims is not known: each is told so.
         """
         start = 1 + min(one.first.revision for one in self._pending.values())
         try:
@@ -192,7 +194,8 @@ class _HostWait:
                 except (Compacted, TimeoutError):
                     start = 1 + await self._read_again()
         except Unreachable as error:
-            raise self._given_up(error) from error
+            for one in list(self._pending.values()):
+                self._end(one, _not_known(one.name, error))
 
     async def _watch(self, start: int) -> None:
         session = get(self._keys.session(self._host))
@@ -238,8 +241,11 @@ class _HostWait:
         for one in concerned:
             verdict = self._verdict(one)
             if not isinstance(verdict, _Going) and one.name in self._pending:
-                del self._pending[one.name]
-                self._ended(one.now or one.first, verdict)
+                self._end(one, verdict)
+
+    def _end(self, one: _Pending, verdict: MdevnsError | None) -> None:
+        del self._pending[one.name]
+        self._ended(one.now or one.first, verdict)
 
     async def _look_up(self, failed: Sequence[_Pending]) -> None:
         for some in batched(failed, MAX_TXN_OPS):
@@ -265,11 +271,10 @@ class _HostWait:
             revision = min(revision or result.revision, result.revision)
         return revision
 
-    def _given_up(self, error: Unreachable) -> OutcomeUnknown:
-        names = list(self._pending)
-        what = names[0] if len(names) == 1 else f"{len(names)} names, {names[0]} first"
-        why = f"it is not known what became of it: {error.why}"
-        return OutcomeUnknown(what, why, f"find out with: mdevns show {names[0]}", name=names[0])
+
+def _not_known(name: Name, error: Unreachable) -> OutcomeUnknown:
+    why = f"it is not known what became of it: {error.why}"
+    return OutcomeUnknown(name, why, f"find out with: mdevns show {name}", name=name)
 
 
 def _outcome(kv: KeyValue) -> OutcomeValue:

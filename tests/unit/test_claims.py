@@ -103,6 +103,14 @@ async def test_beginning_again_moves_the_revision(desk: Desk) -> None:
     assert desk.records()[1] == again
 
 
+async def test_a_release_that_was_applied_is_learnt_with_its_revision(desk: Desk) -> None:
+    """Sent again, it is answered with a revision, by which the agent knows the name is gone."""
+    retired = await desk.made(desk.claims.retire(await desk.active(), Removal(), now="t"))
+    release = desk.claims.release(retired, boot_id="b", now="t")
+    answers = [(await desk.make(release))[0] for _ in range(2)]
+    assert answers[0].revision == answers[1].revision > retired.revision
+
+
 async def test_a_claim_that_moved_is_not_moved_again(desk: Desk) -> None:
     """Every transition compares the revision it was decided on."""
     active = await desk.active()
@@ -136,13 +144,19 @@ async def test_a_release_sent_again_does_not_touch_the_names_next_claim(desk: De
 
 
 @pytest.mark.parametrize(
-    ("persistent", "left"), [(False, None), (True, ClaimState.DEFINED)], ids=["transient", "kept"]
+    ("persistent", "before", "left"),
+    [(False, False, None), (True, False, None), (True, True, ClaimState.DEFINED)],
+    ids=["transient", "persistent, its first create", "persistent, defined before"],
 )
 async def test_what_an_abort_leaves(
-    desk: Desk, *, persistent: bool, left: ClaimState | None
+    desk: Desk, *, persistent: bool, before: bool, left: ClaimState | None
 ) -> None:
-    """A transient name is free, a persistent one defined; whoever waits is told the errno."""
+    """A name that was defined is so again, any other is free; whoever waits is told the errno."""
     begun = await desk.creating(wanted=wish(persistent=persistent))
+    if before:
+        active = await desk.made(desk.claims.activate(begun, boot_id="b1", now="t"))
+        lost = await desk.made(desk.claims.lose(active, now="t"))
+        begun = await desk.made(desk.claims.begin(lost, boot_id="b1", now="t"))
     lease = desk.core.grant(300).id
     (answer,) = await desk.make(desk.claims.abort(begun, Failure(ERROR, lease), now="t"))
     assert answer.error is None

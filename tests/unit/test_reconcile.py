@@ -143,11 +143,21 @@ def test_what_is_in_order_is_left_alone() -> None:
     for claim, facts in DOMAIN:
         if claim is None or facts.in_flight:
             continue
-        if claim.state is ClaimState.ACTIVE and facts.sight is Sight.AS_ASKED:
+        there = claim.state is ClaimState.ACTIVE and facts.sight is Sight.AS_ASKED
+        if there and claim.boot_id == BOOT:
             assert decide(claim, facts).action is Action.NOTHING
         quiet = claim.state is ClaimState.DEFINED and not claim.autostart
         if quiet and facts.sight is Sight.ABSENT:
             assert decide(claim, facts).action is Action.NOTHING
+
+
+def test_a_device_that_was_made_again_since_the_boot_is_adopted() -> None:
+    """Nobody of us made it in this boot, so it is somebody else's, and its loss is of this boot."""
+    for claim, facts in DOMAIN:
+        if claim is None or claim.state is not ClaimState.ACTIVE or claim.boot_id == BOOT:
+            continue
+        if facts.sight is Sight.AS_ASKED and facts.settled and not facts.in_flight:
+            assert decide(claim, facts).action is Action.ADOPT_OVER
 
 
 def test_autostart_is_tried_once_a_boot() -> None:

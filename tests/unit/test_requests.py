@@ -27,7 +27,7 @@ from coordinator.model import (
 )
 from coordinator.reserving import release, renew, reserve
 from coordinator.states import ClaimState
-from coordinator.store import Delete, Put, Txn
+from coordinator.store import Delete, Put, Range, Txn
 from coordinator.transactions import transaction
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name
 from tests.support.faulty import Fate, FaultyStore
@@ -36,6 +36,7 @@ from tests.support.virtual_time import pass_time
 
 if TYPE_CHECKING:
     from coordinator.client import Client, Result
+    from coordinator.store import TxnResult
 
 
 @pytest.fixture
@@ -366,12 +367,11 @@ def test_a_store_that_goes_away_during_the_wait_is_said(scene: Scene) -> None:
         creating = asyncio.create_task(create(client, [ask()], ttl=TTL))
         await pass_time(1)
         away = True
-        with pytest.raises(OutcomeUnknown) as caught:
-            await creating
-        assert "mdevns show" in caught.value.line
-        return []
+        return await creating
 
-    assert scene.run(loses_the_store) == []
+    (result,) = scene.run(loses_the_store)
+    assert isinstance(result.error, OutcomeUnknown)
+    assert "mdevns show" in result.error.line
 
 
 def test_a_refused_attribute_is_the_drivers_own_refusal(scene: Scene) -> None:
@@ -396,3 +396,104 @@ def test_a_refused_attribute_is_the_drivers_own_refusal(scene: Scene) -> None:
     assert isinstance(result.error, KernelRefused)
     assert (result.error.errno, result.error.exit_code) == ("ENOENT", 15)
     assert host.claims_now() == []
+
+
+def test_the_same_request_is_not_told_that_somebody_elses_device_is_its_own(scene: Scene) -> None:
+    """The host had a device of that name: EEXIST, and EEXIST again when it is asked once more."""
+    host = scene.host(HOST, p0=1)
+    scene.hosts.clear()
+
+    async def meets_a_foreign_device(client: Client) -> list[Result]:
+        creating = asyncio.create_task(create(client, [ask()], ttl=TTL))
+        await pass_time(1)
+        (claim,) = host.claims_now()
+        failure = Failure(LastError("EEXIST", "a device of that name", "t"), 0)
+        adopt = host.claims.adopt_over(
+            claim, parent="p9", type_="other", boot_id="b", now="t", failure=failure
+        )
+        scene.desk.core.txn(transaction((), [adopt]))
+        first = await creating
+        return [*first, *(await create(client, [ask()], ttl=TTL))]
+
+    first, again = scene.run(meets_a_foreign_device)
+    assert first.error is not None
+    assert (first.error.errno, first.error.exit_code) == ("EEXIST", 4)
+    assert isinstance(again.error, NameTaken)
+
+
+def test_a_request_id_that_is_used_for_something_else_is_no_success(scene: Scene) -> None:
+    """The name is taken by what was asked for before: exit 4."""
+    scene.host(HOST, p0=2)
+    scene.create(ask())
+    (other,) = scene.create(Ask(name=NAME, request="req", type=TYPE, attrs=(("a", "1"),)))
+    assert isinstance(other.error, NameTaken)
+
+
+def test_a_persistent_create_is_placed_elsewhere_too(scene: Scene) -> None:
+    """A first create that the kernel refuses leaves no definition on the full parent."""
+    full = scene.host(HOST, p0=9)
+    full.refuses["p0"] = "ENOSPC"
+    scene.host(OTHER, p0=1)
+    wanted = Ask(name=NAME, request="req", type=TYPE, persistent=True)
+    (result,) = scene.create(wanted)
+    assert isinstance(result.record, Claim)
+    assert (result.record.host, result.record.persistent) == (OTHER, True)
+    assert full.claims_now() == []
+
+
+def test_a_refusal_that_cannot_be_explained_takes_nobodys_answer_away(scene: Scene) -> None:
+    """The store goes away after the commit: whose name is taken is told so, the rest are made."""
+    host = scene.host(HOST, p0=9)
+    scene.create(ask(1))
+    committed = False
+
+    def fate(txn: Txn) -> Fate:
+        nonlocal committed
+        if txn.compares:
+            committed = True
+            return Fate.DELIVER
+        return Fate.UNREACHABLE if committed else Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, fate)
+    others = [Ask(name=name(n), request="other", type=TYPE) for n in (1, 2, 3)]
+    results = scene.create(*others, wait=False)
+    assert isinstance(results[0].error, NameTaken)
+    assert [result.error for result in results[1:]] == [None, None]
+    assert len(host.claims_now()) == 3
+
+
+def test_a_full_store_that_has_applied_it_all_the_same_is_asked_what_it_did(scene: Scene) -> None:
+    """etcd answers "no space" after applying, too: what stands is what is told."""
+    scene.host(HOST, p0=9)
+    alarms = iter([True])
+
+    class Alarming(FaultyStore):
+        async def txn(self, txn: Txn) -> TxnResult:
+            result = await super().txn(txn)
+            writes = bool(txn.compares)
+            if writes and next(alarms, False):
+                raise StoreReadOnly("etcd", "its space quota is used up (NOSPACE)")
+            return result
+
+    scene.store = Alarming(scene.desk.store, lambda _: Fate.DELIVER)
+    (result,) = scene.create(ask())
+    assert isinstance(result.record, Claim)
+
+
+def test_in_a_large_cluster_a_create_does_not_read_every_host() -> None:
+    """What it reads to find a place does not grow with the cluster, as long as there is room."""
+    scene = Scene()
+    read: list[int] = []
+
+    def count(txn: Txn) -> Fate:
+        read.append(sum(isinstance(op, Range) and bool(op.end) for op in txn.success))
+        return Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, count)
+    for number in range(200):
+        scene.host(f"gpu{number:03}", p0=1)
+    (result,) = scene.create(ask())
+    assert result.error is None
+    assert sum(read) < 100
+    many = scene.create(*[ask(n) for n in range(2, 180)])
+    assert all(result.error is None for result in many)

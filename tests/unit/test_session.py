@@ -32,7 +32,7 @@ def enroller(
     *,
     host: str = HOST,
     machine: str = "m1",
-    product: str = "p1",
+    product: str | None = "p1",
     boot: str = "b1",
     seed: int = 1,
     store: Store | None = None,
@@ -101,6 +101,18 @@ def test_no_second_machine_and_no_second_name(
     assert caught.value.exit_code == 12
     assert host in caught.value.line or machine in caught.value.line
     assert desk.core.revision == before
+
+
+def test_a_product_uuid_that_cannot_be_read_makes_no_other_machine(desk: Desk) -> None:
+    """A machine is known by what both sides know, and what was read once is kept."""
+    run_virtual(enroller(desk, product=None).enrol(), desk.core)
+    run_virtual(enroller(desk, product="p1", seed=2).enrol(), desk.core)
+    run_virtual(enroller(desk, product=None, seed=3).enrol(), desk.core)
+    kv = desk.kv(desk.keys.identity(HOST))
+    assert kv is not None
+    assert decode(kv, IdentityValue) == IdentityValue(machine_id="m1", product_uuid="p1")
+    with pytest.raises(NotAllowed, match="product UUID"):
+        run_virtual(enroller(desk, product="p2", seed=4).enrol(), desk.core)
 
 
 @pytest.mark.parametrize("lost", [Fate.LOSE_ANSWER, Fate.DROP, Fate.DELAY])

@@ -21,6 +21,8 @@ import structlog
 from agent.buses import open_bus
 from agent.enrolment import Enrolment, Parts, unless
 from agent.locks import AgentLock
+from agent.sysfs import MachineUnknown
+from agent.threads import in_thread
 from agent.workers import Workers
 from coordinator import __version__
 from coordinator.clock import SystemClock
@@ -33,7 +35,7 @@ from coordinator.session import Enroller
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from agent.bus import Bus
+    from agent.sysfs import SysfsBus
     from coordinator.session import Session
 
 __all__ = ["Agent", "AgentSettings", "run"]
@@ -41,6 +43,7 @@ __all__ = ["Agent", "AgentSettings", "run"]
 _log = structlog.get_logger()
 
 _ETCD_LEASE_FLOOR = 2  # seconds; etcd grants no shorter lease (measured)
+_ENROL_AGAIN = 0.5  # seconds between an enrolment that ended and the next
 _STORE_AGAIN = 1.0  # seconds between tries at a store that failed an enrolment
 
 
@@ -66,11 +69,12 @@ class AgentSettings:
     verbose: bool = False
 
 
-def _open_bus(settings: AgentSettings) -> tuple[Bus, Path]:
+def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Path]:
     """The bus, and the directory for what lives as long as a boot.
 
     Raises:
         Misconfigured: the spec is neither `sysfs` nor `sim:DIR`.
+            Or the machine has no machine-id.
         NotFound: there is no such (simulated) host.
         NotAllowed: nobody lets us make devices here.
     """
@@ -82,12 +86,16 @@ def _open_bus(settings: AgentSettings) -> tuple[Bus, Path]:
         bus = open_bus(settings.bus, run_dir)
         problem = bus.problem()
         bus.boot_id()
+        bus.identity()
     except ValueError:
         why = "is neither sysfs nor sim:DIR"
         raise Misconfigured(what, why, "see: mdevns agent --help") from None
     except FileNotFoundError:
         why = "there is no host: no boot id can be read"
         raise NotFound(what, why, "make a simulated one: mdevns sim init DIR") from None
+    except MachineUnknown as error:
+        hint = "set it up: systemd-machine-id-setup"
+        raise Misconfigured(str(error.filename), str(error.strerror), hint) from None
     except PermissionError as error:
         raise NotAllowed(what, str(error.strerror), errno_name="EACCES") from None
     if problem is not None:  # a driver that loads later is an ordinary boot
@@ -107,7 +115,7 @@ def run(settings: AgentSettings) -> None:
     configure(verbose=settings.verbose)
     _check(settings)
     bus, run_dir = _open_bus(settings)
-    with AgentLock(run_dir):
+    with AgentLock(run_dir, bus.root / "sys"):
         asyncio.run(_serve(settings, bus, run_dir))
 
 
@@ -122,7 +130,7 @@ def _check(settings: AgentSettings) -> None:
         )
 
 
-async def _serve(settings: AgentSettings, bus: Bus, run_dir: Path) -> None:
+async def _serve(settings: AgentSettings, bus: SysfsBus, run_dir: Path) -> None:
     store = EtcdStore(settings.endpoints, timeout=settings.timeout)
     parts = Parts(
         store=store,
@@ -167,22 +175,30 @@ class Agent:
             NotAllowed: another machine has this host name, or this machine another one.
         """
         while not self.stop.is_set():
-            # Orders of an enrolment before this one, by whichever agent, that have not begun
-            # never will; those that have are in flight for whoever looks from here on.
-            await asyncio.to_thread(self._parts.workers.new_generation)
-            boot_id = self._parts.bus.boot_id()
-            session = await self._enrol(boot_id)
-            if session is not None:
-                _log.info("enrolled", host=session.host, instance=session.instance)
-                await Enrolment(
-                    self._parts,
-                    session,
-                    boot_id,
-                    ttl=self._settings.session_ttl,
-                    rescan=self._settings.rescan,
-                    resync=self._settings.resync,
-                ).serve(self.stop)
+            await self._serve_once()
+            # Two agents of one host would fence one another as fast as they can.
+            await unless(self.stop, asyncio.sleep(_ENROL_AGAIN))
         _log.info("stopped", host=self._settings.host)
+
+    async def _serve_once(self) -> None:
+        # Orders of an enrolment before this one, by whichever agent, that have not begun
+        # never will; those that have are in flight for whoever looks from here on.
+        await in_thread(self._parts.workers.new_generation)
+        boot_id = self._parts.bus.boot_id()
+        session = await self._enrol(boot_id)
+        if session is None:
+            return
+        _log.info("enrolled", host=session.host, instance=session.instance)
+        settings = self._settings
+        enrolment = Enrolment(
+            self._parts,
+            session,
+            boot_id,
+            ttl=settings.session_ttl,
+            rescan=settings.rescan,
+            resync=settings.resync,
+        )
+        await enrolment.serve(self.stop)
 
     async def _enrol(self, boot_id: str) -> Session | None:
         """A session, or None when stopped before there is one."""
@@ -198,6 +214,7 @@ class Agent:
             version=__version__,
             ttl=self._settings.session_ttl,
         )
+        enroller.told = self._waits
         while not self.stop.is_set():
             try:
                 return await unless(self.stop, enroller.enrol())
@@ -205,3 +222,6 @@ class Agent:
                 _log.warning("cannot enrol", host=self._settings.host, error=error.line)
                 await unless(self.stop, asyncio.sleep(_STORE_AGAIN))
         return None
+
+    def _waits(self, why: str) -> None:
+        _log.warning("waiting to enrol", host=self._settings.host, why=why)

@@ -74,6 +74,8 @@ class Enrolment:
         claims = Claims(parts.keys)
         self._parts, self._session = parts, session
         self._ttl, self._rescan = ttl, rescan
+        self._stirred = asyncio.Event()
+        self._troubles: dict[str, str | None] = {"bus": None, "store": None}
         self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng)
         self._scanner = Scanner(parts.bus, parts.clock, parts.workers.in_flight)
         self._reporter = Reporter(
@@ -82,6 +84,7 @@ class Enrolment:
             parts.bus,
             session,
             claims.in_force(session.host, session.instance),
+            parts.rng,
         )
         self._informer = Informer(
             parts.store,
@@ -128,7 +131,7 @@ class Enrolment:
                 await self._reconciler.stop(_GRACE)
                 await self._say_goodbye()
             else:
-                _log.warning("fenced", host=self._session.host, why=_why(tasks))
+                _log.warning("enrolment ended", host=self._session.host, why=_why(tasks))
         finally:
             self._stop_listening(hints)
             await self._reconciler.abandon()
@@ -164,10 +167,23 @@ class Enrolment:
         while True:
             try:
                 await self._reconciler.poke_all()
+                self._note("bus", None)
             except OSError as error:
-                _log.warning("cannot scan", host=self._session.host, error=str(error))
+                self._note("bus", f"cannot be scanned: {error}")
+            answers = "has not answered for a session's time; nothing is begun"
+            self._note("store", None if self._session.alive else answers)
             self._reporter.poke()
-            await asyncio.sleep(self._rescan)
+            self._stirred.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._rescan):
+                    await self._stirred.wait()
+
+    def _note(self, what: str, trouble: str | None) -> None:
+        """Say what is wrong when it begins, and when it has passed; not all the time."""
+        if self._troubles.get(what) != trouble:
+            self._troubles[what] = trouble
+            said = trouble or "is well again"
+            _log.warning(f"{what} {said}", host=self._session.host)
 
     async def _fenced(self) -> None:
         raise await self._reconciler.fenced
@@ -186,6 +202,8 @@ class Enrolment:
 
     def _hinted(self, watcher: Watcher) -> None:
         names = watcher.drain()
+        if not names:
+            self._stirred.set()  # something changed, and it is not known what: look at all
         self._scanner.stirred(names)
         self._reconciler.poke(names)
         self._reporter.poke()

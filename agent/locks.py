@@ -96,9 +96,15 @@ class AgentLock:
     The descriptor closes when another program is executed, so no child keeps it taken.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / "agent.lock"
+    def __init__(self, run_dir: Path, machine: Path | None = None) -> None:
+        """`machine` is a directory that every agent of the machine sees, as /sys is.
+
+        It is locked too: two agents with run directories of their own would not see one
+        another's writes to the kernel.
+        """
+        self._path, self._machine = run_dir / "agent.lock", machine
         self._fd: int | None = None
+        self._machine_fd: int | None = None
 
     def take(self) -> None:
         """Take it, without waiting.
@@ -107,12 +113,26 @@ class AgentLock:
             InUse: another agent runs here.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._take_machine()
         fd = _open_locked(self._path, fcntl.F_WRLCK, wait=False)
         if fd is None:
+            self.release()
             raise self._taken()
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         self._fd = fd
+
+    def _take_machine(self) -> None:
+        if self._machine is None:
+            return
+        # flock, for a directory cannot be opened for writing, as the others would want.
+        fd = os.open(self._machine, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise self._taken() from None
+        self._machine_fd = fd
 
     def _taken(self) -> Exception:
         from coordinator.errors import InUse  # noqa: PLC0415 - workers do without its cost
@@ -127,9 +147,10 @@ class AgentLock:
 
     def release(self) -> None:
         """Let it go. Twice is fine."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        for fd in (self._fd, self._machine_fd):
+            if fd is not None:
+                os.close(fd)
+        self._fd = self._machine_fd = None
 
     def __enter__(self) -> Self:
         self.take()

@@ -121,7 +121,7 @@ def decide(claim: Claim | None, facts: Facts) -> Decision:
     """The next step for a name.
 
     Going, unknown or a write in flight: wait, always. A device that has not settled may be
-    a phantom of a create that fails, so nothing is concluded from its presence.
+    a phantom of a create that fails, so nothing is adopted or removed before it has.
     """
     if facts.sight in (Sight.GOING, Sight.UNKNOWN) or facts.in_flight:
         return _WAIT
@@ -161,10 +161,11 @@ def _creating(claim: Claim, facts: Facts) -> Decision:
     return Decision(Action.BEGIN)
 
 
-def _active(_: Claim, facts: Facts) -> Decision:
-    if facts.sight is Sight.AS_ASKED:
+def _active(claim: Claim, facts: Facts) -> Decision:
+    if facts.sight is Sight.AS_ASKED and claim.boot_id == facts.boot_id:
         return _NOTHING
-    if facts.sight is Sight.OTHER:
+    if facts.sight is not Sight.ABSENT:
+        # Another device, or made again by somebody else since the boot: taken note of.
         return _when_settled(facts, Action.ADOPT_OVER)
     return Decision(Action.LOSE)
 

@@ -102,8 +102,10 @@ class Reconciler:
         except LeaseGone as error:
             self._e.leases.forget()  # revoked before its time; another one is granted
             _log.warning("step failed", name=name, error=error.line)
-        except (MdevnsError, OSError) as error:
-            _log.warning("step failed", name=name, error=str(error))
+        except OSError:
+            pass  # a scan that failed is told once, by who looks at all names
+        except MdevnsError as error:
+            _log.warning("step failed", name=name, error=error.line)
         except Exception:  # noqa: BLE001 - a defect met one name: told, and the others go on
             _log.exception("step failed by a defect", name=name)
         return Again.LATER

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from coordinator.errors import StoreError
+from agent.threads import in_thread
+from coordinator.errors import Fenced
 from coordinator.model import ParentValue, encode
 from coordinator.sequences import batched
 from coordinator.store import MAX_TXN_OPS, Delete, Put, Txn, get, prefix
+from coordinator.transactions import settle
 
 if TYPE_CHECKING:
+    import random
+
     from agent.bus import Bus
     from coordinator.keys import Keys
     from coordinator.model import FindingValue, Name
@@ -36,9 +40,15 @@ class Reporter:
     """Reports for one enrolment."""
 
     def __init__(
-        self, store: Store, keys: Keys, bus: Bus, session: Session, in_force: Guard
+        self,
+        store: Store,
+        keys: Keys,
+        bus: Bus,
+        session: Session,
+        in_force: Guard,
+        rng: random.Random,
     ) -> None:
-        self._store, self._keys, self._bus = store, keys, bus
+        self._store, self._keys, self._bus, self._rng = store, keys, bus, rng
         self._session, self._in_force = session, in_force
         self._findings: dict[Name, FindingValue] = {}
         self._written: dict[str, Put] = {}
@@ -72,8 +82,10 @@ class Reporter:
         while True:
             try:
                 await self._report()
-            except (StoreError, OSError) as error:
-                _log.warning("report failed", error=str(error))
+            except Fenced:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a driver's files made of it
+                _log.warning("report failed", error=repr(error))
                 self._retry_later(_RETRY)
             await self._poked.wait()
             await asyncio.sleep(_GATHER)
@@ -101,7 +113,7 @@ class Reporter:
 
     async def _wanted(self) -> dict[str, Put]:
         host, lease = self._session.host, self._session.lease
-        parents = await asyncio.to_thread(self._bus.parents)
+        parents = await in_thread(self._bus.parents)
         puts = [
             Put(self._keys.parent(host, parent), encode(ParentValue(types=types)))
             for parent, types in parents.items()
@@ -115,7 +127,9 @@ class Reporter:
 
     async def _write(self, changes: tuple[Put | Delete, ...]) -> None:
         guard = self._in_force
-        result = await self._store.txn(Txn((guard.compare,), changes, (get(guard.compare.key),)))
+        txn = Txn((guard.compare,), changes, (get(guard.compare.key),))
+        # Settled, or a copy that comes late would stand over what is written after it.
+        result = await settle(self._store, txn, patience=None, rng=self._rng)
         if not result.succeeded:
             error = guard.refusal(result.ranges()[0].first)
             if error is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.bus import Presence
+from agent.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -79,7 +80,7 @@ class Scanner:
             await asyncio.wait([running])
         # From here on whoever asks comes too late for this look and gets the next.
         self._running, self._next = self._next, None
-        look = await asyncio.to_thread(self._look)
+        look = await in_thread(self._look)
         self._remember(look)
         return look
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.reconcile import Action, Decision, Refusal, Write
+from agent.threads import in_thread
 from agent.workers import Order, OrderKind
 from coordinator.claims import Failure
 from coordinator.errors import NameTaken
@@ -42,6 +43,7 @@ __all__ = ["Again", "Enrolled", "Steps"]
 _log = structlog.get_logger()
 
 _OUTCOME_TTL = 300  # seconds for which whoever waits can learn how a request failed
+_EXISTS_FIRST, _EXISTS_MOST = 0.2, 60.0  # seconds between tries at a name the kernel has
 _CONFLICT_AGAIN = 30.0  # seconds after which a name held elsewhere is asked for again
 # Devices that are made side by side end one after the other, further apart than a commit takes.
 # So long one that is made waits for company: a share of what it took, and at most seconds.
@@ -84,6 +86,7 @@ class Steps:
         self._no_hold = enrolled.claims.no_hold()
         self._refusals: dict[Name, Refusal] = {}
         self._adopt_after: dict[Name, float] = {}
+        self._begin_after: dict[Name, tuple[float, float]] = {}  # when, and how long it was
         self._under_way = 0
         self._company: asyncio.Future[None] | None = None
 
@@ -95,6 +98,7 @@ class Steps:
         """The name has neither a claim nor a device here."""
         self._refusals.pop(name, None)
         self._adopt_after.pop(name, None)
+        self._begin_after.pop(name, None)
         self._e.reporter.found(name, None)
 
     async def unclaimed(self, name: Name, device: Device) -> Again:
@@ -160,7 +164,14 @@ class Steps:
         The begin detaches the reservation's lease, so from here on nothing but this host
         frees the name, whatever becomes of this agent.
         """
-        begin = self._e.claims.begin(claim, boot_id=self._e.boot_id, now=self._e.clock.now())
+        if self._e.clock.boottime() < self._begin_after.get(claim.name, (0.0, 0.0))[0]:
+            return Again.NOT  # the clock looks again
+        begin = self._e.claims.begin(
+            claim,
+            boot_id=self._e.boot_id,
+            now=self._e.clock.now(),
+            error=self._last_refusal(claim.name),
+        )
         begun = await self._change(ClaimEvent.BEGIN, claim, begin)
         assert begun is not None
         written = await self._order(OrderKind.CREATE, begun)
@@ -207,7 +218,7 @@ class Steps:
     async def _remove(self, claim: Claim) -> Again:
         """Remove the device, unless somebody has it open: that is an answer, not a wait."""
         force = claim.removal is not None and claim.removal.force
-        if not force and await asyncio.to_thread(self._e.bus.busy, claim.name):
+        if not force and await in_thread(self._e.bus.busy, claim.name):
             text = f"{claim.host}/{claim.parent}: something has the device open"
             self._refusals[claim.name] = Refusal(Write.REMOVE, "EBUSY", text)
             return Again.NOW
@@ -248,8 +259,14 @@ class Steps:
         what = f"attribute {written.attribute}" if written.attribute else f"to {write.value} it"
         text = f"{claim.host}/{claim.parent}: the kernel refused {what} ({errno})"
         self._refusals[claim.name] = Refusal(write, errno, text, written.attribute)
-        # EEXIST: the name is held for a moment, or for long; never a hot loop.
-        return Again.LATER if errno == "EEXIST" else Again.NOW
+        if errno != "EEXIST":
+            return Again.NOW
+        # The name is held for a moment, or for long: each try is a commit, so ever more rarely.
+        pause = min(
+            2 * self._begin_after.get(claim.name, (0.0, _EXISTS_FIRST / 2))[1], _EXISTS_MOST
+        )
+        self._begin_after[claim.name] = (self._e.clock.boottime() + pause, pause)
+        return Again.LATER
 
     # What only the store hears of.
 
@@ -278,7 +295,6 @@ class Steps:
             case _:
                 event, change = ClaimEvent.UNDO, self._e.claims.undo(claim, failure, now=now)
         await self._change(event, claim, change)
-        self._refusals.pop(claim.name, None)
         return Again.NOW
 
     async def _conclude(self, claim: Claim, decision: Decision) -> Again:
@@ -294,7 +310,6 @@ class Steps:
                 event = ClaimEvent.RELEASE
                 change = claims.release(claim, boot_id=self._e.boot_id, now=now)
         await self._change(event, claim, change)
-        self._refusals.pop(claim.name, None)
         return Again.NOW
 
     async def _change(self, event: ClaimEvent, claim: Claim, change: Change) -> Claim | None:
@@ -303,8 +318,9 @@ class Steps:
         made = answer.made()
         if answer.revision:
             self._e.informer.learn(claim.name, answer.revision, made)
-        if event is ClaimEvent.BEGIN:
-            self._refusals.pop(claim.name, None)
+        self._refusals.pop(claim.name, None)  # it was the answer to a step before this one
+        if event is not ClaimEvent.BEGIN:
+            self._begin_after.pop(claim.name, None)
         _log.debug("transition", name=claim.name, event_=event.value, revision=answer.revision)
         return made
 
@@ -312,6 +328,12 @@ class Steps:
         if transition(state, event).during_hold:
             return (self._in_force,)
         return (self._in_force, self._no_hold)
+
+    def _last_refusal(self, name: Name) -> LastError | None:
+        refusal = self._refusals.get(name)
+        if refusal is None:
+            return None
+        return LastError(refusal.errno, refusal.text, self._e.clock.now())
 
     def _error(self, decision: Decision) -> LastError:
         return LastError(decision.errno or "EIO", decision.text, self._e.clock.now())

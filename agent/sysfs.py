@@ -40,13 +40,17 @@ if TYPE_CHECKING:
         def poll(self, timeout: float | None = None, /) -> _UdevDevice | None: ...
 
 
-__all__ = ["OpenFile", "SysfsBus", "SystemCalls", "UdevWatcher", "is_name"]
+__all__ = ["MachineUnknown", "OpenFile", "SysfsBus", "SystemCalls", "UdevWatcher", "is_name"]
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NIL = "00000000-0000-0000-0000-000000000000"  # the kernel takes it, it is no name of ours
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
 _EVENTS_AT_ONCE = 10_000  # a bound for one drain; what is left makes the next hint
 _RECEIVE_BUFFER = 8 << 20  # thousands of events; the default holds those of some 100 creates
+
+
+class MachineUnknown(OSError):
+    """The machine has no machine-id by which to know it again."""
 
 
 class OpenFile:
@@ -112,14 +116,14 @@ class SysfsBus:
         """The machine-id and, where one can be read, the DMI product UUID.
 
         Raises:
-            OSError: there is no machine-id, or it is not set yet.
+            MachineUnknown: there is no machine-id, or it is not set yet.
         """
         from coordinator.model import IdentityValue  # noqa: PLC0415 - workers start without it
 
         path = self.root / "etc/machine-id"
-        machine_id = path.read_text().strip()
+        machine_id = _read(path) or ""
         if not re.fullmatch(r"[0-9a-f]{32}", machine_id):
-            raise OSError(errno.ENODATA, "the machine-id is not set", str(path))
+            raise MachineUnknown(errno.ENODATA, "the machine-id is not set", str(path))
         product_uuid = None
         with suppress(OSError):  # not every machine has one, and it is root's to read
             text = (self.root / "sys/class/dmi/id/product_uuid").read_text().strip().lower()
@@ -508,6 +512,6 @@ def _read_type(directory: Path) -> ParentType | None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()  # a driver's words, in whatever bytes
     except OSError:
         return None

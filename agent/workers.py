@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from agent.locks import Generation, names_in_flight
+from agent.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +171,7 @@ class Workers:
         for places in self._places.values():
             places.close()
         # Those that a worker has in hand and has not begun, too.
-        await asyncio.to_thread(self._generations.revoke, self._generation)
+        await in_thread(self._generations.revoke, self._generation)
         self._generation = 0
         if self._writes:
             await asyncio.wait(self._writes, timeout=grace)

@@ -9,7 +9,7 @@ import pytest
 from agent import simulated
 from agent.locks import AgentLock
 from coordinator.errors import InUse
-from coordinator.model import FindingKind
+from coordinator.model import FindingKind, Wish
 from coordinator.states import ClaimState
 from coordinator.store import Put, Txn
 from tests.agent.host import Host
@@ -81,11 +81,17 @@ async def test_a_create_that_the_driver_refuses_leaves_nothing(host: Host, errno
         assert host.devices() == set()
 
 
-async def test_a_persistent_name_survives_a_refused_create(host: Host) -> None:
-    """It is defined, so that it can be started again, and the error stands in it."""
-    simulated.fail_creates(host.directory, host.parents[0], "EIO")
+async def test_a_definition_survives_a_refused_start(host: Host) -> None:
+    """It is defined as before, so that it can be started again, and the error stands in it."""
     async with host.agent():
         await host.ask(host.wish(persistent=True))
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.remove(host.directory, NAME)
+        await host.wait(lambda: host.is_in(ClaimState.DEFINED))
+        simulated.fail_creates(host.directory, host.parents[0], "EIO")
+        lost = host.claim()
+        assert lost is not None
+        await host.desk.make(host.desk.claims.start(lost, now="t"))
         await host.wait(lambda: host.is_in(ClaimState.DEFINED))
         claim = host.claim()
         assert claim is not None
@@ -291,9 +297,62 @@ async def test_parents_that_come_and_go_are_reported(host: Host) -> None:
         await host.wait(lambda: host.desk.kv(keys.parent(HOST, host.parents[1])) is not None)
 
 
-async def test_a_second_agent_on_the_machine_is_refused(host: Host) -> None:
-    """One agent a machine: another one is told so, with EBUSY."""
-    run_dir = host.bus.run_dir
-    with AgentLock(run_dir), pytest.raises(InUse) as caught, AgentLock(run_dir):
+@pytest.mark.parametrize("other_run_dir", [False, True], ids=["the same", "its own"])
+async def test_a_second_agent_on_the_machine_is_refused(
+    host: Host, tmp_path: Path, *, other_run_dir: bool
+) -> None:
+    """One agent a machine, whatever its run directory: another one is told EBUSY."""
+    run_dir, machine = host.bus.run_dir, host.directory / "sys"
+    second = AgentLock(tmp_path / "other" if other_run_dir else run_dir, machine)
+    with AgentLock(run_dir, machine):
+        with pytest.raises(InUse) as caught, second:
+            pass
+        assert (caught.value.errno, caught.value.exit_code) == ("EBUSY", 5)
+    with second:  # nothing of the first try is left
         pass
-    assert (caught.value.errno, caught.value.exit_code) == ("EBUSY", 5)
+
+
+async def test_a_name_that_the_kernel_still_has_is_tried_again_and_says_why(host: Host) -> None:
+    """EEXIST never aborts: it stands in the claim, and when the kernel lets go it is made."""
+    simulated.fail_creates(host.directory, host.parents[0], "EEXIST", count=3)
+    seen: list[str] = []
+
+    def looked() -> bool:
+        claim = host.claim()
+        if claim is not None and claim.error is not None:
+            seen.append(claim.error.errno)
+        return claim is not None and claim.state is ACTIVE
+
+    async with host.agent():
+        await host.ask()
+        await host.wait(looked)
+    assert set(seen) == {"EEXIST"}
+    assert host.outcome() is None
+
+
+async def test_a_device_that_was_made_again_after_a_reboot_is_taken_note_of(host: Host) -> None:
+    """Not by us, so it is adopted; when it goes in this boot, autostart leaves it at that."""
+    async with host.agent():
+        await host.ask(
+            Wish(host=HOST, parent=host.parents[0], type=TYPE, persistent=True, autostart=True)
+        )
+        await host.wait(lambda: host.is_in(ACTIVE))
+    simulated.reboot(host.directory)
+    simulated.create(host.directory, host.parents[0], TYPE, NAME)
+    async with host.agent():
+        await host.wait(lambda: (claim := host.claim()) is not None and claim.adopted)
+        simulated.remove(host.directory, NAME)
+        await host.wait(lambda: host.is_in(ClaimState.DEFINED))
+        await host.ask(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        assert host.is_in(ClaimState.DEFINED)
+
+
+async def test_a_driver_that_does_not_speak_utf_8_stops_nothing(host: Host) -> None:
+    """A description in whatever bytes is reported as well as it can be read."""
+    parent = host.directory / "sys/class/mdev_bus" / host.parents[0]
+    (parent / "mdev_supported_types" / TYPE / "description").write_bytes(b"Gr\xfc\xdfe")
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+    assert host.desk.kv(host.desk.keys.parent(HOST, host.parents[0])) is not None

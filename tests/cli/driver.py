@@ -94,7 +94,7 @@ class Cli:
     def ok(self, *args: str, stdin: str = "") -> Done:
         """Run a command that is to succeed without a word on stderr."""
         done = self.run(*args, stdin=stdin)
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, done.err) == (0, ""), done
         return done
 
     @property

@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     from coordinator.model import Name, Wish
     from coordinator.store import Compare, KeyValue
 
-__all__ = ["Claims", "Failure", "Hold", "answers"]
+__all__ = ["UNTOLD", "Claims", "Failure", "Hold", "answers"]
+
+
+UNTOLD = "taken"
+"""The state of a holder of which a refusal brought the host and no more: its claim is elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -573,5 +577,5 @@ def _holder(found: tuple[KeyValue | None, ...]) -> Holder | None:
     claim = read_claim(found[1]) if len(found) > 1 and found[1] is not None else None
     if isinstance(claim, Claim) and claim.host == standing.host:
         return claim.holder
-    state = ClaimState.RESERVED.value if standing.host is None else "taken"
+    state = ClaimState.RESERVED.value if standing.host is None else UNTOLD
     return Holder(standing.host, None, state)

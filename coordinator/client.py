@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.batch import GroupCommit
-from coordinator.claims import Claims, Hold
+from coordinator.claims import UNTOLD, Claims, Hold
 from coordinator.errors import MdevnsError, NameTaken, OutcomeUnknown, StoreError
 from coordinator.leases import SharedLeases
 from coordinator.views import Views
@@ -81,7 +81,7 @@ class Client:
         await self._commit.close()
 
     async def _explained(self, name: Name, error: MdevnsError) -> MdevnsError:
-        if isinstance(error, NameTaken):
+        if isinstance(error, NameTaken) and error.holder and error.holder.state == UNTOLD:
             # The refusal brought the host; its claim has parent and state, where it can be read.
             with suppress(StoreError):
                 holder = await self.views.holder(name)

@@ -125,56 +125,52 @@ class _Creation:
         return [ask for ask in asks if ask.host not in unknown]
 
     async def _placed(self, asks: Sequence[Ask]) -> list[tuple[Ask, Wish]]:
-        """A wish for each ask that can be placed; the others end, with the reason.
-
-        Where no host is named, some are asked first, and all only when these do not do: in a
-        large cluster any few hosts have room.
-        """
+        """A wish for each ask that can be placed; the others end, with the reason."""
         named = [ask for ask in asks if ask.host is not None]
-        free = [ask for ask in asks if ask.host is None]
-        views = self._client.views
-        placed, unplaced, parents = self._place(
-            named, await views.parents(sorted({ask.host for ask in named if ask.host is not None}))
-        )
-        self._end_unplaced(unplaced, parents)
-        if free:
-            hosts = await views.hosts()
-            some = hosts
-            if len(hosts) > _SOME_HOSTS:
-                some = sorted(self._client.rng.sample(hosts, _SOME_HOSTS))
-            more, left, parents = self._place(free, await views.parents(some))
-            if left and len(some) < len(hosts):
-                parents = await views.parents(hosts)
-                again, left, parents = self._place(left, parents)
-                more += again
-            self._end_unplaced(left, parents)
-            placed += more
-        return placed
+        hosts = sorted({ask.host for ask in named if ask.host is not None})
+        anywhere = [ask for ask in asks if ask.host is None]
+        placed = await self._among(named, hosts) if named else []
+        return placed + (await self._anywhere(anywhere) if anywhere else [])
 
-    def _end_unplaced(self, asks: Iterable[Ask], parents: Sequence[ParentView]) -> None:
-        for ask in asks:
-            self._end(
-                Result(ask.name, error=_unplaced(ask, _fitting(parents, ask.host, ask.parent)))
-            )
+    async def _anywhere(self, asks: Sequence[Ask]) -> list[tuple[Ask, Wish]]:
+        """Among some hosts, and among all only for what these have no room for.
+
+        In a large cluster any few hosts have some, and to read all costs what all is.
+        """
+        hosts = await self._client.views.hosts()
+        if len(hosts) <= _SOME_HOSTS:
+            return await self._among(asks, hosts)
+        some = sorted(self._client.rng.sample(hosts, _SOME_HOSTS))
+        placed, left = self._place(asks, await self._client.views.parents(some))
+        return placed + (await self._among(left, hosts) if left else [])
+
+    async def _among(self, asks: Sequence[Ask], hosts: Sequence[str]) -> list[tuple[Ask, Wish]]:
+        """Among these hosts or nowhere."""
+        parents = await self._client.views.parents(hosts)
+        placed, left = self._place(asks, parents)
+        for ask in left:
+            error = _unplaced(ask, _fitting(parents, ask.host, ask.parent))
+            self._end(Result(ask.name, error=error))
+        return placed
 
     def _place(
         self, asks: Sequence[Ask], parents: Sequence[ParentView]
-    ) -> tuple[list[tuple[Ask, Wish]], list[Ask], Sequence[ParentView]]:
-        """A wish for each ask that can be placed, the others, and among which parents."""
+    ) -> tuple[list[tuple[Ask, Wish]], list[Ask]]:
+        """A wish for each ask that has a place among `parents`, and those that have none."""
         groups: dict[tuple[str, str | None, str | None], list[Ask]] = {}
         for ask in asks:
             groups.setdefault((ask.type, ask.host, ask.parent), []).append(ask)
         placed: list[tuple[Ask, Wish]] = []
-        unplaced: list[Ask] = []
+        left: list[Ask] = []
         for (type_, host, parent), group in groups.items():
             fitting = _fitting(parents, host, parent)
             spots = self._spots(fitting, type_, len(group), fixed=parent is not None)
             for ask, spot in zip(group, spots, strict=True):
                 if spot is None:
-                    unplaced.append(ask)
+                    left.append(ask)
                 else:
                     placed.append((ask, ask.at(spot)))
-        return placed, unplaced, parents
+        return placed, left
 
     def _spots(
         self, parents: Iterable[ParentView], type_: str, count: int, *, fixed: bool

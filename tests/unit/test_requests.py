@@ -497,3 +497,22 @@ def test_in_a_large_cluster_a_create_does_not_read_every_host() -> None:
     assert sum(read) < 100
     many = scene.create(*[ask(n) for n in range(2, 180)])
     assert all(result.error is None for result in many)
+
+
+def test_many_refusals_are_explained_by_two_reads(scene: Scene) -> None:
+    """Who holds the names that are taken is asked for all of them together."""
+    scene.host(HOST, p0=99)
+    scene.create(*[ask(n) for n in range(1, 31)])
+    reads: list[Txn] = []
+
+    def count(txn: Txn) -> Fate:
+        if not txn.compares:
+            reads.append(txn)
+        return Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, count)
+    others = [Ask(name=name(n), request="other", type=TYPE, host=HOST) for n in range(1, 31)]
+    results = scene.create(*others)
+    errors = [result.error for result in results]
+    assert all(isinstance(e, NameTaken) and e.holder and e.holder.parent == "p0" for e in errors)
+    assert len(reads) == 3  # the place, the names, their claims

@@ -35,7 +35,7 @@ class SharedLeases:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._granted: dict[int, _Granted] = {}
-        self._granting: dict[int, asyncio.Lock] = {}
+        self._granting: dict[int, asyncio.Task[_Granted]] = {}
 
     async def get(self, ttl: int) -> int:
         """The id of a lease with at least `ttl` seconds to live.
@@ -43,16 +43,24 @@ class SharedLeases:
         Raises:
             StoreError: none could be granted.
         """
-        async with self._granting.setdefault(ttl, asyncio.Lock()):
-            granted = self._granted.get(ttl)
-            # The grant's age counts from before it was asked for: never too long a promise.
+        granted = self._granted.get(ttl)
+        if granted is None or self._clock.boottime() >= granted.until:
+            # Whoever asks meanwhile waits for the same grant, and all go on in one turn.
+            if ttl not in self._granting:
+                self._granting[ttl] = asyncio.create_task(self._grant(ttl))
+            granted = await asyncio.shield(self._granting[ttl])
+        return granted.id
+
+    async def _grant(self, ttl: int) -> _Granted:
+        try:
+            # Its age counts from before it was asked for: never too long a promise.
             asked = self._clock.boottime()
-            if granted is not None and asked < granted.until:
-                return granted.id
             window = max(_SHARE_AT_LEAST, ttl * _SHARE)
             lease = await self._store.grant(math.ceil(ttl + window))
-            self._granted[ttl] = _Granted(lease.id, asked + lease.ttl - ttl)
-            return lease.id
+            granted = self._granted[ttl] = _Granted(lease.id, asked + lease.ttl - ttl)
+            return granted
+        finally:
+            del self._granting[ttl]
 
     def forget(self) -> None:
         """A lease turned out to be gone before its time; hand out none that was granted."""

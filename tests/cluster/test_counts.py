@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.etcd
 
 HOST = "gpu01"
-PARENTS, PER_PARENT = 8, 4  # so many writes are in the kernel at a time: their product
+PARENTS, ROOM, PER_PARENT = 8, 32, 4
 BULK = 126  # names that fit one transaction (etcd-reference.md)
 RESCAN = 0.2  # seconds
 
@@ -108,7 +108,7 @@ class World:
 @pytest.fixture
 def world(etcd: EmbeddedEtcd, tmp_path: Path) -> World:
     """A host with room for all, whose driver takes the same time for each device."""
-    host = SimulatedHost(tmp_path / HOST, HOST, PARENTS, {TYPE: 32}, latency=0.05).init()
+    host = SimulatedHost(tmp_path / HOST, HOST, PARENTS, {TYPE: ROOM}, latency=0.05).init()
     return World(etcd.endpoint, Keys(uuid.uuid4().hex), host)
 
 
@@ -152,6 +152,7 @@ async def test_a_bulk_create_is_one_transaction_to_reserve_and_one_to_begin(worl
 async def _calls_of_a_start(world: World) -> tuple[dict[str, int], int]:
     """What an agent asks of the store until it has looked at everything, and how often."""
     async with world.agent() as store:
+        await wait_until_async(lambda: store.calls["watch"] and store.calls["range"] == 3)
         looked = asyncio.Event()
         asyncio.get_running_loop().call_later(5 * RESCAN, looked.set)
         await looked.wait()
@@ -162,11 +163,14 @@ async def test_a_start_costs_the_same_with_few_devices_and_with_many(
     world: World, etcd: EmbeddedEtcd, tmp_path: Path
 ) -> None:
     """An agent that comes back asks the store as often with 120 devices as with 8."""
-    many = SimulatedHost(tmp_path / "many", HOST, PARENTS, {TYPE: 32}).init()
+    many = SimulatedHost(tmp_path / "many", HOST, PARENTS, {TYPE: ROOM}).init()
     other = World(etcd.endpoint, Keys(uuid.uuid4().hex), many)
     for one, count in ((world, 8), (other, 120)):
+        left = PARENTS * ROOM - count
         async with one.client() as (client, _), one.agent():
             await _create(client, _names(count))
+            # Else the next one would have to tell it.
+            await wait_until_async(lambda one=one, left=left: one.truth().available[HOST] == left)  # type: ignore[misc]  # mypy knows no defaults of lambdas
     few, watched = await _calls_of_a_start(world)
     assert (await _calls_of_a_start(other)) == (few, watched)
     assert (few["grant"], few["watch"], watched) == (1, 1, 1), few

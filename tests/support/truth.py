@@ -49,11 +49,16 @@ class _Name:
 
 @dataclass
 class Truth:
-    """All names, claims and devices of a cluster. `devices` has each name's parent, by host."""
+    """All names, claims and devices of a cluster.
+
+    `devices` has each name's parent, by host. `parents` and `available` are how many parents
+    each host has told of, and what it has told that is left on them.
+    """
 
     names: dict[str, _Name] = field(default_factory=dict)
     claims: dict[str, list[Claim]] = field(default_factory=dict)
     parents: Counter[str] = field(default_factory=Counter)
+    available: Counter[str] = field(default_factory=Counter)
     sessions: dict[str, str] = field(default_factory=dict)
     devices: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -180,6 +185,9 @@ def _sort(truth: Truth, path: list[str], kv: Any) -> None:
             truth.claims.setdefault(name, []).append(claim)
         case ["hosts", host, "parents", _]:
             truth.parents[host] += 1
+            truth.available[host] += sum(
+                type_["available"] for type_ in json.loads(kv.value)["types"]
+            )
         case ["hosts", host, "session"]:
             truth.sessions[host] = json.loads(kv.value)["instance"]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cli.stage import Deviation, staged
+from cli.story import STEPS
 from coordinator.embedded import NOT_FOR_PRODUCTION
 from tests.cli import driver
 from tests.cli.driver import Cli, ended, in_process, one_line
@@ -122,7 +123,7 @@ def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
     """The whole story comes to its end, and nothing of it is left."""
     done = NOWHERE.run("demo", TMPDIR=str(tmp_path))
     assert (done.code, done.err) == (0, ""), done.out + done.err
-    assert "All 5 steps did what they said" in done.out
+    assert f"All {len(STEPS)} steps did what they said" in done.out
     assert "\x1b" not in done.out
     assert list(tmp_path.iterdir()) == []
 

@@ -91,7 +91,10 @@ def creating(guest: Guest, name: str) -> Iterator[Future[None]]:
 def watch_events(guest: Guest, name: str, source: str) -> Background:
     """Start telling events, until this name is removed; returns when it listens."""
     watcher = guest.spawn("python3", "-c", WATCH_EVENTS, name, source)
-    wait_for(lambda: watcher.output() or not watcher.alive(), what="the watcher", guests=[guest])
+    # Its line comes in two pieces: an unbuffered print writes the newline by itself.
+    wait_for(
+        lambda: "\n" in watcher.output() or not watcher.alive(), what="the watcher", guests=[guest]
+    )
     assert watcher.output() == "watching\n"
     return watcher
 

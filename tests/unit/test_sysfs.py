@@ -14,7 +14,7 @@ from agent import simulated
 from agent.bus import Device, Presence, ScanFailed
 from agent.buses import open_bus
 from agent.simulated import SimulatedBus
-from agent.sysfs import SysfsBus, SystemCalls, UdevWatcher
+from agent.sysfs import MachineUnknown, SysfsBus, SystemCalls, UdevWatcher
 from coordinator.model import IdentityValue, Name, ParentType
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def test_parents_tell_what_they_offer(tree: TreeBuilder, bus: SysfsBus) -> None:
 
 def test_the_machine_is_identified(tree: TreeBuilder, bus: SysfsBus) -> None:
     """The machine-id must be there, the product UUID may."""
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MachineUnknown):
         bus.identity()
     path = tree.root / "etc/machine-id"
     path.parent.mkdir()

@@ -39,7 +39,7 @@ __all__ = ["Enrolment", "Parts", "unless"]
 
 _log = structlog.get_logger()
 
-_GRACE = 10.0  # seconds in which a stop lets the kernel's writes finish
+_GRACE = 20.0  # seconds in which a stop lets the kernel's writes finish
 _AGAIN = 1.0  # seconds between tries at a store that failed
 _GOODBYE = 2.0  # seconds for telling the store that the agent goes
 

@@ -109,7 +109,7 @@ class Stage:
         """
         self.show_command(*args)
         command = self._spawn(*args, stderr=None if only_count else subprocess.STDOUT)
-        answer = command.communicate()[0].rstrip()
+        answer = _answer(command).rstrip()
         self.say(f"({len(answer.splitlines())} lines)" if only_count else answer or "(no output)")
         self.exited(command.returncode, expect)
         return answer
@@ -133,7 +133,7 @@ class Stage:
     def ask(self, *args: str) -> Any:
         """What a command answers in JSON, without a word of it; None when it fails."""
         command = self._spawn(*args, "-o", "json", stderr=subprocess.DEVNULL)
-        answer = command.communicate()[0]
+        answer = _answer(command)
         return json.loads(answer) if command.returncode == 0 else None
 
     def state(self, name: str) -> str | None:
@@ -250,6 +250,16 @@ class Stage:
             f"mdevns sim hold {gpu01.directory} NAME   # a VM opens it; then: mdevns remove NAME",
         ):
             self.say(f"  {line}")
+
+
+def _answer(command: subprocess.Popen[str]) -> str:
+    """What a command says until its end, which does not outlive ours (Ctrl-C)."""
+    try:
+        return command.communicate()[0]
+    except BaseException:
+        command.kill()
+        command.wait()
+        raise
 
 
 @contextmanager

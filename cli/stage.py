@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from agent import simulated
 from agent.locks import names_in_flight
+from cli.ending import deferred
 from coordinator.embedded import NOT_FOR_PRODUCTION, EmbeddedEtcd, wait_until
 from coordinator.errors import MdevnsError
 
@@ -73,6 +74,7 @@ class Stage:
     def __init__(self, directory: Path, endpoint: str) -> None:
         self._endpoint, self._began = endpoint, time.monotonic()
         self._colour = sys.stdout.isatty()
+        self._started: list[subprocess.Popen[str]] = []
         self.hosts = {name: Host(name, directory / name) for name in HOSTS}
         # It will be evicted, once its session has lapsed.
         self.hosts["gpu03"].session_ttl = 3
@@ -109,7 +111,7 @@ class Stage:
         """
         self.show_command(*args)
         command = self._spawn(*args, stderr=None if only_count else subprocess.STDOUT)
-        answer = _answer(command).rstrip()
+        answer = command.communicate()[0].rstrip()
         self.say(f"({len(answer.splitlines())} lines)" if only_count else answer or "(no output)")
         self.exited(command.returncode, expect)
         return answer
@@ -133,7 +135,7 @@ class Stage:
     def ask(self, *args: str) -> Any:
         """What a command answers in JSON, without a word of it; None when it fails."""
         command = self._spawn(*args, "-o", "json", stderr=subprocess.DEVNULL)
-        answer = _answer(command)
+        answer = command.communicate()[0]
         return json.loads(answer) if command.returncode == 0 else None
 
     def state(self, name: str) -> str | None:
@@ -157,15 +159,18 @@ class Stage:
         stdout: IO[bytes] | int = subprocess.PIPE,
         start_new_session: bool = False,
     ) -> subprocess.Popen[str]:
-        return subprocess.Popen(  # noqa: S603 - our own commands, no shell
-            (*_MDEVNS, *args),
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            start_new_session=start_new_session,
-        )
+        with deferred():
+            command = subprocess.Popen(  # noqa: S603 - our own commands, no shell
+                (*_MDEVNS, *args),
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                start_new_session=start_new_session,
+            )
+            self._started.append(command)
+        return command
 
     def _environment(self) -> dict[str, str]:
         """Ours, with nothing of this machine's own configuration."""
@@ -220,7 +225,12 @@ class Stage:
             host.agent.wait()
 
     def clear(self) -> None:
-        """End all agents, and wait for what they had begun in the kernel."""
+        """End all commands and agents, and wait for what these had begun in the kernel."""
+        agents = [host.agent for host in self.hosts.values()]
+        for command in self._started:
+            if command not in agents and command.poll() is None:
+                command.kill()
+                command.wait()
         for host in self.hosts.values():
             if host.agent is not None:
                 host.agent.terminate()
@@ -250,16 +260,6 @@ class Stage:
             f"mdevns sim hold {gpu01.directory} NAME   # a VM opens it; then: mdevns remove NAME",
         ):
             self.say(f"  {line}")
-
-
-def _answer(command: subprocess.Popen[str]) -> str:
-    """What a command says until its end, which does not outlive ours (Ctrl-C)."""
-    try:
-        return command.communicate()[0]
-    except BaseException:
-        command.kill()
-        command.wait()
-        raise
 
 
 @contextmanager

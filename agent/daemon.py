@@ -12,7 +12,7 @@ import random
 import secrets
 import signal
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from agent.threads import in_thread
 from agent.workers import Workers
 from coordinator import __version__
 from coordinator.clock import SystemClock
+from coordinator.credentials import Credentials
 from coordinator.errors import Misconfigured, NotAllowed, NotFound, StoreError
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
@@ -60,6 +61,7 @@ class AgentSettings:
     bus: str = "sysfs"
     endpoints: Sequence[str] = ("http://127.0.0.1:2379",)
     cluster: str = "default"
+    credentials: Credentials = field(default_factory=Credentials)
     timeout: float = 10.0
     session_ttl: int = 10
     rescan: float = 2.0
@@ -131,7 +133,9 @@ def _check(settings: AgentSettings) -> None:
 
 
 async def _serve(settings: AgentSettings, bus: SysfsBus, run_dir: Path) -> None:
-    store = EtcdStore(settings.endpoints, timeout=settings.timeout)
+    store = EtcdStore(
+        settings.endpoints, timeout=settings.timeout, credentials=settings.credentials
+    )
     parts = Parts(
         store=store,
         keys=Keys(settings.cluster),
@@ -216,6 +220,8 @@ class Agent:
         )
         enroller.told = self._waits
         while not self.stop.is_set():
+            # Nothing that was read before an enrolment is used in it.
+            parts.store.begin_anew()
             try:
                 return await unless(self.stop, enroller.enrol())
             except StoreError as error:

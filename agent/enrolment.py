@@ -19,7 +19,7 @@ from agent.scanner import Scanner
 from agent.steps import Enrolled
 from coordinator.batch import GroupCommit
 from coordinator.claims import Claims
-from coordinator.errors import Fenced, MdevnsError, StoreError
+from coordinator.errors import Fenced, MdevnsError, SetBack, StoreError
 from coordinator.informer import Informer
 from coordinator.leases import SharedLeases
 
@@ -121,6 +121,8 @@ class Enrolment:
                 self._look_again(),
                 self._session.keep(self._ttl),
                 self._fenced(),
+                # What this enrolment has read is void then, and its compares prove nothing.
+                self._parts.store.until_set_back(),
             )
         ]
         stopped = asyncio.create_task(stop.wait())
@@ -140,8 +142,8 @@ class Enrolment:
             results = await asyncio.gather(*tasks, stopped, return_exceptions=True)
             await self._commit.close()
         for result in results:
-            if isinstance(result, Exception) and not isinstance(result, Fenced):
-                raise result  # a defect: what ends an enrolment is Fenced, or a stop
+            if isinstance(result, Exception) and not isinstance(result, (Fenced, SetBack)):
+                raise result  # a defect: those two end an enrolment, or a stop does
 
     # What runs side by side.
 

@@ -10,7 +10,6 @@ import typer
 
 from agent.daemon import AgentSettings, run
 from cli.context import Call, command
-from coordinator.etcd import parse_endpoints
 
 __all__ = ["agent"]
 
@@ -64,7 +63,8 @@ def agent(
         AgentSettings(
             host=chosen.host or socket.gethostname(),
             bus=chosen.bus,
-            endpoints=parse_endpoints(settings.urls),
+            endpoints=settings.urls,
+            credentials=settings.credentials,
             cluster=settings.cluster,
             timeout=settings.timeout,
             session_ttl=chosen.session_ttl,

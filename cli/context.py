@@ -71,11 +71,11 @@ class Call:
         return asyncio.run(self._run(ask))
 
     async def _run(self, ask: Callable[[Client], Awaitable[T]]) -> T:
-        from coordinator.etcd import EtcdStore, parse_endpoints  # noqa: PLC0415 - gRPC is slow to load; --help and completion do without
+        from coordinator.etcd import EtcdStore  # noqa: PLC0415 - gRPC is slow to load; --help and completion do without
 
         chosen = self.settings
         keys = Keys(parse_label(chosen.cluster, "cluster name"))
-        store = EtcdStore(parse_endpoints(chosen.urls), timeout=chosen.timeout)
+        store = EtcdStore(chosen.urls, timeout=chosen.timeout, credentials=chosen.credentials)
         client = Client(
             store, keys, SystemClock(), self.rng, patience=chosen.timeout, asked_by=_who()
         )

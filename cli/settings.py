@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from coordinator.credentials import Credentials
 from coordinator.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -43,12 +44,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     endpoints: str | list[str] = "http://127.0.0.1:2379"
     cluster: str = "default"
     timeout: Seconds = 10.0
+    cacert: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
     agent: AgentTable = AgentTable()
 
     @property
-    def urls(self) -> str:
-        """The endpoints, separated by commas."""
-        return self.endpoints if isinstance(self.endpoints, str) else ",".join(self.endpoints)
+    def urls(self) -> list[str]:
+        """The endpoints."""
+        return [self.endpoints] if isinstance(self.endpoints, str) else self.endpoints
+
+    @property
+    def credentials(self) -> Credentials:
+        """What etcd is shown, and by what it is known."""
+        return Credentials(
+            cacert=self.cacert,
+            cert=self.cert,
+            key=self.key,
+            user=self.user,
+            password_file=self.password_file,
+        )
 
 
 def load(file: str | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
@@ -100,6 +117,9 @@ def _from_file(file: str | None) -> dict[str, Any]:
 _NOT_OURS = re.compile(r"MDEVNS_TEST_.*|MDEVNS_(.*_)?(SERVICE_(HOST|PORT).*|PORT(_\d+_.*)?)")
 
 
+_NAMES = frozenset(Settings.__struct_fields__) - {"agent"}
+
+
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in environment.items():
@@ -108,7 +128,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         name = key.removeprefix("MDEVNS_").lower()
         if name.startswith("agent_"):
             found.setdefault("agent", {})[name.removeprefix("agent_")] = value
-        elif name in ("endpoints", "cluster", "timeout"):
+        elif name in _NAMES:
             found[name] = value
         else:
             raise Misconfigured(f"environment {key}", "no such setting", "see: mdevns --help")

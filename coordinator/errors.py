@@ -21,7 +21,8 @@
     │   ├── StoreReadOnly       EROFS           14
     │   ├── LeaseGone           ESTALE           9   nothing was done
     │   ├── TooLarge            E2BIG            1   nothing was done
-    │   └── Compacted           ESTALE           9   a watch or read from too old a revision
+    │   ├── Compacted           ESTALE           9   a watch or read from too old a revision
+    │   └── SetBack             ESTALE           9   another store than before, or an older one
     └── Interrupted             EINTR          130
 
 An error is one line, `ERRNAME: what: why; what to do`. Exit codes are cli.md's contract.
@@ -53,6 +54,7 @@ __all__ = [
     "NotFound",
     "OutcomeUnknown",
     "Refused",
+    "SetBack",
     "StoreError",
     "StoreReadOnly",
     "TooLarge",
@@ -257,6 +259,23 @@ class Compacted(StoreError):
     def __init__(self, what: str, revision: int = 0) -> None:
         super().__init__(what, "the revision asked for is compacted", "list again")
         self.revision = revision
+
+
+class SetBack(StoreError):
+    """The store is another one than before, or an older state of it.
+
+    What was read of it is of no use: a revision may mean something else now. A write that was
+    not answered before may have been done in the store as it was.
+    """
+
+    errno, exit_code = "ESTALE", 9
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            "etcd",
+            why,
+            "was it restored, or are endpoints of two clusters named? see: mdevns doctor",
+        )
 
 
 class Interrupted(MdevnsError):

@@ -14,9 +14,10 @@ import asyncio
 from bisect import bisect_left, bisect_right, insort
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 from coordinator.errors import Compacted, LeaseGone, StoreReadOnly, TooLarge, Unreachable
+from coordinator.history import History
 from coordinator.store import (
     MAX_TXN_OPS,
     Compare,
@@ -35,6 +36,7 @@ from coordinator.store import (
     TxnResult,
     WatchBatch,
     holds,
+    may_write,
     within,
 )
 
@@ -292,9 +294,9 @@ class MemoryEtcd:
         """What happened in `ranges` after revision `told`, if anything.
 
         Raises:
-            Compacted: that is forgotten, or the store was set back behind `told`.
+            Compacted: that is forgotten.
         """
-        if not self.compacted <= told <= self.revision:
+        if told < self.compacted:
             raise Compacted("watch", self.compacted)
         events = tuple(
             change.event
@@ -360,7 +362,7 @@ class MemoryEtcd:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Become what `snapshot` was; a watch that was told more than that is `Compacted`.
+        """Become what `snapshot` was; who was told more than that is told `SetBack`.
 
         The ids of leases are handed out again from there; a real etcd's are random.
         """
@@ -502,11 +504,12 @@ class MemoryStore:
 
     def __init__(self, core: MemoryEtcd) -> None:
         self.core = core
+        self.history = History()
         self.closed = False
 
     async def txn(self, txn: Txn) -> TxnResult:
         """Apply a transaction. See `Store.txn` and `MemoryEtcd.txn`."""
-        return await self._do(lambda: self.core.txn(txn))
+        return await self._do(lambda: self.core.txn(txn), writes=may_write(txn))
 
     async def range(self, request: Range) -> RangeResult:
         """Read. See `Store.range`."""
@@ -522,7 +525,7 @@ class MemoryStore:
 
     async def revoke(self, lease: int) -> None:
         """Revoke a lease. See `Store.revoke`."""
-        await self._do(lambda: self.core.expire(lease))
+        await self._do(lambda: self.core.expire(lease), writes=True)
 
     @asynccontextmanager
     async def watch(
@@ -539,21 +542,34 @@ class MemoryStore:
         """The version whose behaviour this is."""
         return await self._do(lambda: _VERSION)
 
+    async def until_set_back(self) -> NoReturn:
+        """Wait until the core is found to be set back. See `Store.until_set_back`."""
+        await self.history.until_lost()
+
+    def begin_anew(self) -> None:
+        """Take the core as it is. See `Store.begin_anew`."""
+        self.history.begin_anew()
+
     async def close(self) -> None:
         """End watches and refuse later calls, with Unreachable. The core stays as it is."""
         self.closed = True
         self.core.wake()
 
-    async def _do(self, what: Callable[[], T]) -> T:
+    async def _do(self, what: Callable[[], T], *, writes: bool = False) -> T:
         await asyncio.sleep(0)
         if self.closed:
             raise Unreachable(*_CLOSED)
-        answer = what()
+        self.history.check()
+        floor, answer = self.history.revision, what()
+        # A write has its answer all the same, and a read from another state is none.
+        if not self.history.see("memory", _CLUSTER, self.core.revision, floor) and not writes:
+            self.history.check()
         await asyncio.sleep(0)
         return answer
 
 
 _CLOSED = ("memory", "the store was closed")
+_CLUSTER = 1  # the id of the only one there is
 
 
 class _MemoryWatch:
@@ -576,6 +592,9 @@ class _MemoryWatch:
             if self._store.closed:
                 raise Unreachable(*_CLOSED)
             self._changed.clear()
+            history = self._store.history
+            history.see("memory", _CLUSTER, self._store.core.revision, self._told)
+            history.check()
             batch = self._store.core.changes(self._told, self._ranges)
             if batch is not None:
                 self._told = batch.revision

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -209,8 +209,8 @@ class WatchBatch:
 class Store(Protocol):
     """What mdevns needs of etcd. Times are seconds; all methods may raise a `StoreError`.
 
-    Every call has a deadline. A read or grant that fails is retried inside, within it; a
-    transaction is retried inside only when it certainly was not applied.
+    Every call has a deadline, and may raise `SetBack`. A read or grant that fails is retried
+    inside, within it; a transaction is retried inside only when it certainly was not applied.
     """
 
     async def txn(self, txn: Txn) -> TxnResult:
@@ -256,11 +256,27 @@ class Store(Protocol):
 
         Raises (from the iterator):
             Compacted: changes are lost; list again.
+            SetBack: the store is behind what was told.
         """
         ...
 
     async def status(self) -> str:
         """The version of an etcd server that answers now (`3.5.16`)."""
+        ...
+
+    async def until_set_back(self) -> NoReturn:
+        """Wait until the store is found to be another one than before, or an older state of it.
+
+        Every answer is looked at for that. From then on every call is refused until
+        `begin_anew`, a write that was answered by such a store excepted.
+
+        Raises:
+            SetBack: it is.
+        """
+        ...
+
+    def begin_anew(self) -> None:
+        """Take the store as it is; whoever calls has forgotten all that was read of it."""
         ...
 
     async def close(self) -> None:
@@ -334,6 +350,15 @@ def unchanged(key: str, revision: int) -> Compare:
 def valued(key: str, value: bytes) -> Compare:
     """The key has this value."""
     return Compare(key, Target.VALUE, "=", value)
+
+
+def may_write(txn: Txn) -> bool:
+    """Whether any branch of it may change something."""
+    return any(
+        isinstance(op, (Put, Delete)) or (isinstance(op, Txn) and may_write(op))
+        for ops in (txn.success, txn.failure)
+        for op in ops
+    )
 
 
 async def pages(

@@ -18,6 +18,7 @@ from coordinator.errors import (
     MdevnsError,
     NotAllowed,
     OutcomeUnknown,
+    SetBack,
     StoreReadOnly,
     Unreachable,
 )
@@ -234,7 +235,7 @@ async def settle(
     try:
         async with asyncio.timeout(patience):  # the loop's time, not the machine's
             return await retrying(store.txn, txn)
-    except TimeoutError:
+    except (TimeoutError, SetBack):  # of the store as it is now, nothing can be learnt of it
         raise unknown from None
 
 

@@ -12,6 +12,8 @@ from coordinator.errors import (
     MdevnsError,
     Moved,
     OutcomeUnknown,
+    SetBack,
+    StoreError,
     Unreachable,
     from_kernel,
 )
@@ -193,7 +195,7 @@ class _HostWait:
                         await self._watch(start)
                 except (Compacted, TimeoutError):
                     start = 1 + await self._read_again()
-        except Unreachable as error:
+        except (Unreachable, SetBack) as error:
             for one in list(self._pending.values()):
                 self._end(one, _not_known(one.name, error))
 
@@ -272,7 +274,7 @@ class _HostWait:
         return revision
 
 
-def _not_known(name: Name, error: Unreachable) -> OutcomeUnknown:
+def _not_known(name: Name, error: StoreError) -> OutcomeUnknown:
     why = f"it is not known what became of it: {error.why}"
     return OutcomeUnknown(name, why, f"find out with: mdevns show {name}", name=name)
 

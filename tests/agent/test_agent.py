@@ -356,3 +356,19 @@ async def test_a_driver_that_does_not_speak_utf_8_stops_nothing(host: Host) -> N
         await host.ask()
         await host.wait(lambda: host.is_in(ACTIVE))
     assert host.desk.kv(host.desk.keys.parent(HOST, host.parents[0])) is not None
+
+
+async def test_a_store_that_was_set_back_is_enrolled_in_anew(host: Host) -> None:
+    """An agent whose store is restored to an older state forgets what it read, and goes on."""
+    async with host.agent():
+        before = host.desk.core.snapshot()
+        await host.ask()
+        await host.wait(lambda: host.is_in(ClaimState.ACTIVE))
+        epoch = host.desk.kv(host.desk.keys.epoch(HOST))
+        host.desk.core.restore(before)
+        await host.wait(lambda: host.desk.kv(host.desk.keys.epoch(HOST)) != epoch)
+        await host.wait(lambda: host.is_in(ClaimState.ACTIVE))
+    claim = host.claim()
+    assert claim is not None
+    assert claim.adopted
+    assert host.devices() == {NAME}

@@ -20,7 +20,7 @@ from agent import simulated
 from coordinator.embedded import EmbeddedEtcd
 from tests.cli.driver import TYPE, Cli, Host, ended, in_process, losing_proxy, one_line
 from tests.support import etcd_kv
-from tests.support.rawetcd import require_a_user
+from tests.support.rawetcd import switch_auth_on
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def test_an_unknown_outcome_ends_with_11(cli: Cli, name: str) -> None:
 def test_a_store_that_wants_a_password_ends_with_12() -> None:
     """What etcd does not permit is said."""
     with EmbeddedEtcd() as server:
-        require_a_user(server.endpoint)
+        switch_auth_on(server.endpoint)
         done = Cli(server.endpoint, "x").run("list")
     assert (done.code, done.out) == (12, "")
     one_line(done, "EPERM")
@@ -388,7 +388,7 @@ def test_a_bus_that_is_not_there_is_said_at_start(cli: Cli, tmp_path: Path) -> N
     ("args", "says"),
     [
         (["list", "--endpoints", "127.0.0.1:2379"], "not a URL"),
-        (["list", "--endpoints", "https://127.0.0.1:2379"], "TLS"),
+        (["list", "--endpoints", "https://a:2379,http://b:2379"], "use one kind"),
         (["list", "--endpoints", ","], "none is given"),
         (["list", "--timeout", "0"], "timeout"),
         (["list", "--timeout", "nan"], "timeout"),

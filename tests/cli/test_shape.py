@@ -143,7 +143,7 @@ def test_the_later_source_wins_key_by_key(tmp_path: Path) -> None:
         "HOME": "/",
     }
     settings = load_settings(None, environment, {"timeout": 3, "agent": {"host": "flag"}})
-    assert settings.urls == "http://a:1,http://b:2"
+    assert settings.urls == ["http://a:1", "http://b:2"]
     assert (settings.cluster, settings.timeout) == ("environment", 3.0)
     agent = settings.agent
     assert (agent.host, agent.session_ttl, agent.per_parent) == ("flag", 6, 2)

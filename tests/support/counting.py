@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from coordinator.store import Delete, Put, Range, Txn
 
@@ -79,6 +79,14 @@ class CountingStore:
         """As the inner store."""
         self.calls["status"] += 1
         return await self.inner.status()
+
+    async def until_set_back(self) -> NoReturn:
+        """As the inner store."""
+        await self.inner.until_set_back()
+
+    def begin_anew(self) -> None:
+        """As the inner store."""
+        self.inner.begin_anew()
 
     async def close(self) -> None:
         """As the inner store."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from coordinator.errors import MdevnsError, OutcomeUnknown, Unreachable
 
@@ -92,6 +92,14 @@ class FaultyStore:
     async def status(self) -> str:
         """As the inner store."""
         return await self.inner.status()
+
+    async def until_set_back(self) -> NoReturn:
+        """As the inner store."""
+        await self.inner.until_set_back()
+
+    def begin_anew(self) -> None:
+        """As the inner store."""
+        self.inner.begin_anew()
 
     async def close(self) -> None:
         """As the inner store."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from etcd3 import etcdrpc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["compact", "put", "require_a_user", "revision"]
+__all__ = ["change_the_users", "compact", "put", "revision", "switch_auth_on"]
 
 DEADLINE = 10  # seconds
 
@@ -45,11 +46,23 @@ def revision(endpoint: str) -> int:
         return int(etcdrpc.KVStub(channel).Range(request, timeout=DEADLINE).header.revision)
 
 
-def require_a_user(endpoint: str) -> None:
-    """Switch authentication on, so that whoever has no password is refused."""
+def switch_auth_on(endpoint: str, **passwords: str) -> None:
+    """Make users who may do all, `root` among them, and switch authentication on."""
     with _channel(endpoint) as channel:
         auth = etcdrpc.AuthStub(channel)
-        root, password = "root", "test"
-        auth.UserAdd(etcdrpc.AuthUserAddRequest(name=root, password=password), timeout=DEADLINE)
-        auth.UserGrantRole(etcdrpc.AuthUserGrantRoleRequest(user=root, role=root), timeout=DEADLINE)
+        for user, password in {"root": "root", **passwords}.items():
+            auth.UserAdd(etcdrpc.AuthUserAddRequest(name=user, password=password), timeout=DEADLINE)
+            auth.UserGrantRole(
+                etcdrpc.AuthUserGrantRoleRequest(user=user, role="root"), timeout=DEADLINE
+            )
         auth.AuthEnable(etcdrpc.AuthEnableRequest(), timeout=DEADLINE)
+
+
+def change_the_users(endpoint: str, password: str = "root") -> None:  # noqa: S107 - root's, of a test's own etcd
+    """Make another user as root, so that etcd's record of users and roles is a newer one."""
+    with _channel(endpoint) as channel:
+        auth = etcdrpc.AuthStub(channel)
+        asked = etcdrpc.AuthenticateRequest(name="root", password=password)
+        token = auth.Authenticate(asked, timeout=DEADLINE).token
+        request = etcdrpc.AuthUserAddRequest(name=uuid.uuid4().hex, password=password)
+        auth.UserAdd(request, timeout=DEADLINE, metadata=[("token", token)])

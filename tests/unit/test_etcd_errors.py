@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from coordinator.embedded import EmbeddedCluster, EmbeddedEtcd, free_ports, wait_until
+from coordinator.endpoints import parse_endpoints
 from coordinator.errors import (
     MdevnsError,
     Misconfigured,
@@ -23,7 +24,7 @@ from coordinator.errors import (
     StoreReadOnly,
     Unreachable,
 )
-from coordinator.etcd import EtcdStore, parse_endpoints
+from coordinator.etcd import EtcdStore
 from coordinator.memory import MemoryEtcd, MemoryStore
 from coordinator.store import Delete, Put, Range, Txn, absent, get, prefix
 from tests.support import rawetcd
@@ -117,7 +118,7 @@ async def begun(call: Coroutine[object, object, T]) -> asyncio.Task[T]:
         "http://etcd:99999",
         "http://etcd:2379/v3",
         "http://root:secret@etcd:2379",
-        "https://etcd:2379",
+        "https://a:2379,http://b:2379",
         "etcd://etcd:2379",
         "http://[::1:2379",
         "http://a:2379,http//b:2379",
@@ -140,7 +141,7 @@ def test_a_timeout_must_leave_time() -> None:
 async def test_an_endpoint_may_be_a_name(server: EmbeddedEtcd, host: str) -> None:
     """Host names are resolved."""
     (endpoint,) = parse_endpoints(f" http://{host}:{server.port}/, ")
-    async with opened(endpoint) as store:
+    async with opened(str(endpoint)) as store:
         assert await store.status()
 
 
@@ -503,7 +504,7 @@ async def test_a_full_memory_is_read_only_alike() -> None:
 @pytest.mark.etcd
 async def test_a_guarded_store_is_not_allowed(server: EmbeddedEtcd) -> None:
     """When etcd wants a user every call and watch says so, and is not tried again."""
-    rawetcd.require_a_user(server.endpoint)
+    rawetcd.switch_auth_on(server.endpoint)
     async with opened(server.endpoint, seconds=DEADLINE) as store:
         for call in (store.txn(WRITE), store.range(get("/a"))):
             with pytest.raises(NotAllowed):

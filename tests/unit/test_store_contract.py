@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from coordinator.errors import Compacted, LeaseGone, TooLarge, Unreachable
+from coordinator.errors import Compacted, LeaseGone, SetBack, TooLarge, Unreachable
 from coordinator.etcd import EtcdStore
 from coordinator.memory import MemoryEtcd, MemoryStore
 from coordinator.store import (
@@ -462,12 +462,20 @@ async def test_a_delete_at_the_compacted_revision_is_not_lost_silently(bench: Be
             await told(watch, last)
 
 
-async def test_a_watch_of_a_store_that_was_set_back_is_compacted(bench: Bench) -> None:
-    """A start beyond what the store has seen means that changes are lost, not that they come."""
+async def test_a_store_that_is_behind_what_was_told_was_set_back(bench: Bench) -> None:
+    """A watch from beyond what it has seen says so, and every call until all was forgotten."""
     revision = await bench.put("a")
+    noticed = await under_way(bench.store.until_set_back())
     async with bench.store.watch([prefix(bench.root)], revision + 1000) as watch:
-        with pytest.raises(Compacted):
+        with pytest.raises(SetBack):
             await told(watch, revision + 1000)
+    with pytest.raises(SetBack):
+        await noticed
+    for call in (bench.put("b"), bench.store.range(get("a")), bench.store.grant(5)):
+        with pytest.raises(SetBack):
+            await call
+    bench.store.begin_anew()
+    assert await bench.keys() == ["a"]
 
 
 async def test_a_reading_that_is_cancelled_loses_nothing(bench: Bench) -> None:

@@ -24,7 +24,6 @@ from coordinator.store import (
 )
 
 __all__ = [
-    "may_write",
     "range_request",
     "range_result",
     "read_event",
@@ -38,15 +37,6 @@ def to_bytes(text: str) -> bytes:
     """A key as etcd has it."""
     # Keys that are not ours may be no UTF-8; they are read and compared without a loss.
     return text.encode(errors="surrogateescape")
-
-
-def may_write(txn: Txn) -> bool:
-    """Whether any branch of it may change something."""
-    return any(
-        isinstance(op, (Put, Delete)) or (isinstance(op, Txn) and may_write(op))
-        for ops in (txn.success, txn.failure)
-        for op in ops
-    )
 
 
 _RESULTS = {

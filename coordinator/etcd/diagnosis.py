@@ -1,0 +1,106 @@
+"""Why a server cannot be connected to: gRPC says that it cannot, and keeps the reason.
+
+So that the error says more, the connection is tried once more with Python's own sockets and
+TLS. Nothing of HTTP/2 is spoken: etcd sees a connection that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+from coordinator.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from coordinator.credentials import Certificates
+    from coordinator.endpoints import Endpoint
+
+__all__ = ["why_unreachable"]
+
+_TIME = 2.0  # seconds for all of it
+_REFUSAL = 0.2  # seconds in which a server that refuses our certificate says so
+
+
+async def why_unreachable(endpoint: Endpoint, certificates: Certificates) -> str | None:
+    """The reason in words; None when there is none to be found."""
+    try:
+        async with asyncio.timeout(_TIME):
+            if endpoint.secure:
+                return await _secure(endpoint, certificates)
+            return await _plain(endpoint)
+    except TimeoutError:
+        return None
+
+
+async def _secure(endpoint: Endpoint, certificates: Certificates) -> str | None:
+    try:
+        context = certificates.context()
+        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+    except Misconfigured as error:
+        return error.message
+    except ssl.SSLError as error:
+        return _refused(error, certificates)
+    except ConnectionResetError:
+        return "it hangs up on TLS; if it speaks none, write http://"
+    except OSError as error:
+        return _reason(error)
+    # TLS 1.3 lets a client end its handshake before the server has looked at its certificate:
+    # the refusal is what is read next.
+    try:
+        async with asyncio.timeout(_REFUSAL):
+            await reader.read(1)
+    except ssl.SSLError as error:
+        return _refused(error, certificates)
+    except (OSError, TimeoutError):
+        pass  # it had nothing against the connection
+    finally:
+        writer.transport.abort()
+    return None
+
+
+async def _plain(endpoint: Endpoint) -> str | None:
+    try:
+        _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+    except OSError as error:
+        return _reason(error)
+    writer.close()
+    if await _speaks_tls(endpoint):
+        return "it speaks TLS: write https://"
+    return None
+
+
+async def _speaks_tls(endpoint: Endpoint) -> bool:
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    try:
+        _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=unverified)
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")  # it wants to see a certificate, say
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
+
+
+def _reason(error: OSError) -> str | None:
+    if isinstance(error, socket.gaierror):
+        return f"no such host: {error.strerror}"
+    # asyncio's own text has the address; of several addresses that failed it has no errno.
+    return os.strerror(error.errno).lower() if error.errno else None
+
+
+def _refused(error: ssl.SSLError, certificates: Certificates) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        # OpenSSL's words: expired, of another name, signed by somebody unknown.
+        return f"its certificate is not trusted: {error.verify_message}".rstrip(".")
+    reason = (error.reason or str(error)).lower().replace("_", " ")
+    if "wrong version number" in reason or "record layer failure" in reason:
+        return "it does not speak TLS: write http://"
+    if "alert" not in reason:
+        return f"TLS: {reason}"
+    if not certificates.ours:
+        return "it wants to see a certificate: set cert and key"
+    return f"it refuses our certificate: {reason}"

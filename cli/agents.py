@@ -57,8 +57,10 @@ def agent(
         "per_parent": per_parent,
         "run_dir": run_dir,
     }
-    settings = call.configured(flags)
-    chosen = settings.agent
+    configuration = call.configured(flags)
+    configuration.check()
+    configuration.check_agent()
+    settings, chosen = configuration.settings, configuration.settings.agent
     run(
         AgentSettings(
             host=chosen.host or socket.gethostname(),
@@ -66,7 +68,7 @@ def agent(
             endpoints=settings.urls,
             credentials=settings.credentials,
             cluster=settings.cluster,
-            timeout=settings.timeout,
+            timeout=settings.agent_patience,
             session_ttl=chosen.session_ttl,
             rescan=chosen.rescan,
             resync=chosen.resync,

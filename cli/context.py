@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from cli.options import Format, Given, taking_options
 from cli.output import Output
-from cli.settings import Settings, load
+from cli.settings import Configuration, Settings, load
 from coordinator.client import Client
 from coordinator.clock import SystemClock
 from coordinator.errors import Interrupted
@@ -47,12 +47,17 @@ class Call:
         """The configuration; read when it is first needed, for not every command does.
 
         Raises:
-            Misconfigured: it cannot be.
+            Misconfigured: it cannot be, or is not safe.
         """
-        return self.configured({})
+        configuration = self.configured({})
+        configuration.check()
+        return configuration.settings
 
-    def configured(self, agent: dict[str, Any]) -> Settings:
-        """The configuration, with the flags of an agent; None where one was not given."""
+    def configured(self, agent: dict[str, Any]) -> Configuration:
+        """The configuration, with the flags of an agent; None where one was not given.
+
+        It is read and not yet checked.
+        """
         given = self.given
         flags = {
             "endpoints": given.endpoints,
@@ -75,9 +80,9 @@ class Call:
 
         chosen = self.settings
         keys = Keys(parse_label(chosen.cluster, "cluster name"))
-        store = EtcdStore(chosen.urls, timeout=chosen.timeout, credentials=chosen.credentials)
+        store = EtcdStore(chosen.urls, timeout=chosen.patience, credentials=chosen.credentials)
         client = Client(
-            store, keys, SystemClock(), self.rng, patience=chosen.timeout, asked_by=_who()
+            store, keys, SystemClock(), self.rng, patience=chosen.patience, asked_by=_who()
         )
         this = asyncio.current_task()
         assert this is not None

@@ -58,10 +58,10 @@ class Credentials:
         for setting, path in files.items():
             if path is not None and not secure:
                 why = "is of no use: no endpoint is https, and all would go in the clear"
-                raise Misconfigured(f"{setting} {path}", why, "write the endpoints as https://…")
+                raise _wrong(setting, path, why, "write the endpoints as https://…")
         if self.user is not None and not secure and not all(map(_is_local, endpoints)):
             why = "its password would go over the network in the clear"
-            raise Misconfigured(f"user {self.user}", why, "write the endpoints as https://…")
+            raise _wrong("user", self.user, why, "write the endpoints as https://…")
         if secure:
             Certificates(self).read()
         self.password()
@@ -75,11 +75,13 @@ class Credentials:
         path = self.password_file
         if path is None:
             return None
-        what = f"password_file {path}"
-        _refuse_readable(what, path)
-        password = _text(what, path).rstrip("\r\n")
+        _refuse_readable("password_file", path)
+        try:
+            password = (_bytes("password_file", path) or b"").decode().rstrip("\r\n")
+        except ValueError:
+            raise _wrong("password_file", path, "is not UTF-8") from None
         if not password or "\n" in password:
-            raise Misconfigured(what, "does not have a password on one line")
+            raise _wrong("password_file", path, "does not have a password on one line")
         return password
 
 
@@ -127,7 +129,7 @@ class Certificates:
             if self._signed() == before:
                 self._signature = before
                 return pems
-        raise Misconfigured("cacert, cert and key", "they change all the time", "try again")
+        raise _wrong("cert", self._files[1], "it and its key change all the time", "try again")
 
     def context(self) -> ssl.SSLContext:
         """The same for Python's own TLS, which says what is wrong where gRPC does not.
@@ -140,26 +142,25 @@ class Certificates:
             context = ssl.create_default_context(cafile=cacert)
         except (ssl.SSLError, OSError) as error:
             why = _why(error, "has no certificate in PEM")
-            raise Misconfigured(f"cacert {cacert}", why) from None
+            raise _wrong("cacert", cacert, why) from None
         context.set_alpn_protocols(["h2"])
         if cert is not None and key is not None:
             try:
                 context.load_cert_chain(cert, key, password=_none)
             except ssl.SSLError as error:
-                what, why = f"cert {cert}, key {key}", "they are not a certificate and its key"
+                why = "it and its key are not a certificate and its key"
                 if error.reason == "KEY_VALUES_MISMATCH":
-                    why = "the key is not this certificate's"
-                raise Misconfigured(
-                    what, why, "both must be PEM, the key without a password"
-                ) from None
-            except OSError as error:
-                raise Misconfigured(f"cert {cert}, key {key}", _why(error, "")) from None
+                    why = f"{key} is not this certificate's key"
+                hint = "both must be PEM, the key without a password"
+                raise _wrong("cert", cert, why, hint) from None
+            except OSError:  # which of them it is, their reading told
+                raise _wrong("cert", cert, "it or its key cannot be read") from None
         return context
 
     def _read(self) -> Pems:
         cacert, cert, key = self._files
         if key is not None:
-            _refuse_readable(f"key {key}", key)
+            _refuse_readable("key", key)
         pems = Pems(
             _bytes("cacert", cacert or _system_roots()), _bytes("cert", cert), _bytes("key", key)
         )
@@ -186,7 +187,8 @@ def _sign(path: Path) -> tuple[int, int, int]:
 def _both(one: str, first: object, other: str, second: object) -> None:
     if (first is None) != (second is None):
         given, missing = (one, other) if second is None else (other, one)
-        raise Misconfigured(given, f"is of no use without {missing}", f"set {missing} too")
+        value = first if second is None else second
+        raise _wrong(given, value, f"is of no use without {missing}", f"set {missing} too")
 
 
 def _is_local(endpoint: Endpoint) -> bool:
@@ -196,18 +198,21 @@ def _is_local(endpoint: Endpoint) -> bool:
         return False
 
 
-def _refuse_readable(what: str, path: Path) -> None:
+def _refuse_readable(setting: str, path: Path) -> None:
     """A secret is its owner's, and may be its group's to read."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise Misconfigured(what, str(error.strerror)) from None
+        raise _wrong(setting, path, str(error.strerror)) from None
     if not stat.S_ISREG(mode):
-        raise Misconfigured(what, "is not a file")
+        raise _wrong(setting, path, "is not a file")
     if mode & (stat.S_IRWXO | stat.S_IWGRP):
-        raise Misconfigured(
-            what, f"others may read or change it (mode {mode & 0o7777:04o})", f"chmod 600 {path}"
-        )
+        why = f"others may read or change it (mode {mode & 0o7777:04o})"
+        raise _wrong(setting, path, why, f"chmod 600 {path}")
+
+
+def _wrong(setting: str, value: object, why: str, hint: str = "") -> Misconfigured:
+    return Misconfigured(f"{setting} {value}", why, hint, setting=setting)
 
 
 def _bytes(setting: str, path: Path | None) -> bytes | None:
@@ -216,16 +221,7 @@ def _bytes(setting: str, path: Path | None) -> bytes | None:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Misconfigured(f"{setting} {path}", str(error.strerror)) from None
-
-
-def _text(what: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise Misconfigured(what, str(error.strerror)) from None
-    except ValueError:
-        raise Misconfigured(what, "is not UTF-8") from None
+        raise _wrong(setting, path, str(error.strerror)) from None
 
 
 def _system_roots() -> Path | None:

@@ -197,9 +197,16 @@ class NotAllowed(Refused):
 
 
 class Misconfigured(Refused):
-    """The configuration is unreadable, misspelt or unsafe."""
+    """The configuration is unreadable, misspelt or unsafe.
+
+    `setting` is the key whose value it is about, where there is one.
+    """
 
     errno, exit_code = "EINVAL", 13
+
+    def __init__(self, what: str, why: str, hint: str = "", *, setting: str | None = None) -> None:
+        super().__init__(what, why, hint)
+        self.setting = setting
 
 
 class KernelRefused(Refused):

@@ -33,9 +33,9 @@ _NONE = Credentials()
 class EtcdStore:
     """The `Store` on real etcd servers, which are members of one cluster.
 
-    `endpoints` are `http://host:port`, or `https://` with `credentials`; `timeout` is the seconds
-    in which a call ends one way or the other, of which an endpoint gets a part. `rng` spreads
-    the pauses between attempts.
+    `endpoints` are URLs, `https://` ones with `credentials`; `timeout` is the seconds in which a
+    call ends one way or the other, of which an endpoint gets a part. `rng` spreads the pauses
+    between attempts.
 
     A write whose task is cancelled may have been done, as with `OutcomeUnknown`.
 

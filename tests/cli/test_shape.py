@@ -142,35 +142,83 @@ def test_the_later_source_wins_key_by_key(tmp_path: Path) -> None:
         "MDEVNS_AGENT_HOST": "environment",
         "HOME": "/",
     }
-    settings = load_settings(None, environment, {"timeout": 3, "agent": {"host": "flag"}})
+    configuration = load_settings(None, environment, {"timeout": 3, "agent": {"host": "flag"}})
+    settings = configuration.settings
     assert settings.urls == ["http://a:1", "http://b:2"]
     assert (settings.cluster, settings.timeout) == ("environment", 3.0)
     agent = settings.agent
     assert (agent.host, agent.session_ttl, agent.per_parent) == ("flag", 6, 2)
     assert (agent.bus, agent.resync) == ("sysfs", 300.0)
+    assert configuration.origins == {
+        "endpoints": f"configuration {path}, line 1",
+        "cluster": "environment MDEVNS_CLUSTER",
+        "timeout": "option --timeout",
+        "agent.host": "option --host",
+        "agent.session_ttl": "environment MDEVNS_AGENT_SESSION_TTL",
+        "agent.per_parent": f"configuration {path}, line 7",
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("endpionts = 1", "unknown field `endpionts`"),
-        ("[agent]\nhots = 'x'", "agent: Object contains unknown field `hots`"),
-        ("timeout = 'long'", "timeout: Expected `float`"),
-        ("timeout = -1", "timeout: Expected `float`"),
-        ("cluster = 7", "cluster: Expected `str`"),
-        ("[agent]\nsession_ttl = 1", "agent.session_ttl: Expected `int` >= 2"),
+        ("endpionts = 1", "line 1, endpionts: no such key; is it endpoints?"),
+        ("# what\n[agent]\n\nhots = 'x'", "line 4, agent.hots: no such key; is it host?"),
+        ("cluster = 'a'\ntimeout = 'long'", "line 2, timeout: Expected `float"),
+        ("timeout = -1", "line 1, timeout: Expected `float`"),
+        ("cluster = 7", "line 1, cluster: Expected `str`"),
+        ("endpoints = [\n  'http://a:1',\n  7,\n]", "line 1, endpoints"),
+        ("[agent]\nsession_ttl = 1", "line 2, agent.session_ttl: Expected `int` >= 2"),
+        ("agent = 1", "line 1, agent: Expected `object`"),
         ("cluster", "Expected '=' after a key"),
         ("\xff", "can't decode"),
     ],
 )
-def test_a_file_that_cannot_be_is_named_with_its_key(tmp_path: Path, text: str, says: str) -> None:
-    """What is wrong in a file is told with the file and the key."""
+def test_a_file_that_cannot_be_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    """What is wrong in a file is told with the file, the line and the key."""
     path = tmp_path / "mdevns.toml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(Misconfigured) as error:
         load_settings(str(path), {}, {})
     assert says in error.value.message
     assert str(path) in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("endpoints = 'etcd'", "line 2, etcd endpoint etcd: not a URL"),
+        ("cert = '/nowhere'", "line 2, cert /nowhere: is of no use without key; set key too"),
+        ("cacert = '/nowhere'", "line 2, cacert /nowhere: is of no use: no endpoint is https"),
+        ("user = 'u'", "line 2, user u: is of no use without password_file"),
+        ("user = 'u'\npassword_file = '{secret}'", "line 3, password_file {secret}: others may"),
+        ("timeout = 6\nagent.session_ttl = 5", "line 2, timeout: 6 s is beyond the session"),
+    ],
+)
+def test_what_is_not_safe_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    """What can be read and should not be is told with the file, the line and the key."""
+    path, secret = tmp_path / "mdevns.toml", tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o644)
+    path.write_text("# ours\n" + text.format(secret=secret))
+    configuration = load_settings(str(path), {}, {})
+
+    def check() -> None:
+        configuration.check()
+        configuration.check_agent()
+
+    with pytest.raises(Misconfigured) as error:
+        check()
+    assert f"configuration {path}, {says.format(secret=secret)}" in error.value.message
+
+
+def test_an_agent_waits_no_longer_than_its_lease(tmp_path: Path) -> None:
+    """Without a timeout of its own an agent with a short lease has a shorter one than commands."""
+    path = tmp_path / "mdevns.toml"
+    path.write_text("[agent]\nsession_ttl = 3")
+    configuration = load_settings(str(path), {}, {})
+    configuration.check_agent()
+    assert (configuration.settings.patience, configuration.settings.agent_patience) == (10, 3)
 
 
 def test_kubernetes_variables_are_not_misspelt_settings() -> None:
@@ -183,6 +231,6 @@ def test_kubernetes_variables_are_not_misspelt_settings() -> None:
         "MDEVNS_ETCD_SERVICE_HOST": "10.0.0.1",
         "MDEVNS_TEST_SESSION": "x",
     }
-    assert load_settings("/dev/null", environment, {}).cluster == "default"
+    assert load_settings("/dev/null", environment, {}).settings.cluster == "default"
     with pytest.raises(Misconfigured, match="MDEVNS_AGNET_HOST"):
         load_settings("/dev/null", {"MDEVNS_AGNET_HOST": "x"}, {})

@@ -187,12 +187,12 @@ def _no_password(_: Authority, whole: Credentials) -> Credentials:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (_without_key, "cert: is of no use without key"),
+        (_without_key, "client.pem: is of no use without key"),
         (_absent, "No such file"),
         (_no_pem, "has no certificate in PEM"),
         (_open_to_all, "others may read or change it (mode 0644); chmod 600"),
-        (_of_another, "the key is not this certificate's"),
-        (_no_password, "user: is of no use without password_file"),
+        (_of_another, "another.key is not this certificate's key"),
+        (_no_password, "user u: is of no use without password_file"),
     ],
 )
 def test_what_cannot_be_used_is_a_misconfiguration(

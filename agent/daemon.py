@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from agent.sysfs import SysfsBus
     from coordinator.session import Session
 
-__all__ = ["Agent", "AgentSettings", "run"]
+__all__ = ["Agent", "AgentSettings", "run", "run_directory"]
 
 _log = structlog.get_logger()
 
@@ -71,6 +71,12 @@ class AgentSettings:
     verbose: bool = False
 
 
+def run_directory(bus: str, given: Path | None) -> Path:
+    """Where locks are, and what else lives as long as a boot."""
+    simulated = bus.removeprefix("sim:")
+    return given or (Path("/run/mdevns") if simulated == bus else Path(simulated) / "run")
+
+
 def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Path]:
     """The bus, and the directory for what lives as long as a boot.
 
@@ -80,9 +86,7 @@ def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Path]:
         NotFound: there is no such (simulated) host.
         NotAllowed: nobody lets us make devices here.
     """
-    simulated = settings.bus.removeprefix("sim:")
-    default = Path("/run/mdevns") if simulated == settings.bus else Path(simulated) / "run"
-    run_dir = settings.run_dir or default
+    run_dir = run_directory(settings.bus, settings.run_dir)
     what = f"bus {settings.bus}"
     try:
         bus = open_bus(settings.bus, run_dir)

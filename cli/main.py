@@ -46,6 +46,7 @@ COMMANDS = {
     "parents": ("cli.hosts:parents", "List parents and what they have available."),
     "types": ("cli.hosts:types", "List types, and what the cluster has available of each."),
     "check": ("cli.checking:check", "Check that names, claims and devices agree."),
+    "doctor": ("cli.doctor:doctor", "Look whether etcd, configuration and this host are fit."),
     "evict": ("cli.forced:evict", "Give a fenced, unreachable host's names back."),
     "audit": ("cli.forced:audit", "List forced acts: who did what to which host, and why."),
     "agent": ("cli.agents:agent", "Run one host's agent, in the foreground."),

@@ -116,6 +116,10 @@ class Views:
             HostView(host, sessions[host], count) for host, count in zip(hosts, counts, strict=True)
         ]
 
+    async def is_held(self) -> bool:
+        """Whether a restored store is being reconciled, so that nothing new is taken."""
+        return (await self._store.range(get(self._keys.hold))).first is not None
+
     async def enrolled(self, host: str) -> None:
         """Look whether a host has ever enrolled.
 

@@ -1,9 +1,9 @@
 """The Store on `grpc.aio`: the one package that speaks gRPC.
 
 `store.py` has the calls, `servers.py` the endpoints and the rules by which one after the other
-is asked, `watch.py` the watch that resumes, `history.py` the rule that all answers are of one
-store, `tokens.py` user and password, `failures.py` what gRPC's errors mean, `messages.py` our
-values as protobuf. The messages are `etcd3`'s generated ones.
+is asked, `watch.py` the watch that resumes, `tokens.py` user and password, `failures.py` what
+gRPC's errors mean, `diagnosis.py` why a connection fails, `survey.py` what servers say of
+themselves, `messages.py` our values as protobuf. The messages are `etcd3`'s generated ones.
 """
 
 import os
@@ -13,5 +13,6 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from coordinator.etcd.store import EtcdStore
+from coordinator.etcd.survey import ServerReport, Survey
 
-__all__ = ["EtcdStore"]
+__all__ = ["EtcdStore", "ServerReport", "Survey"]

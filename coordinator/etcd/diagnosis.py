@@ -1,7 +1,7 @@
-"""Why a server cannot be connected to: gRPC says that it cannot, and keeps the reason.
+"""What gRPC does not tell of a connection: why it cannot be made, and what the server showed.
 
-So that the error says more, the connection is tried once more with Python's own sockets and
-TLS. Nothing of HTTP/2 is spoken: etcd sees a connection that ends.
+The connection is made once more with Python's own sockets and TLS. Nothing of HTTP/2 is
+spoken: etcd sees a connection that ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from coordinator.credentials import Certificates
     from coordinator.endpoints import Endpoint
 
-__all__ = ["why_unreachable"]
+__all__ = ["certificate_of", "why_unreachable"]
 
 _TIME = 2.0  # seconds for all of it
 _REFUSAL = 0.2  # seconds in which a server that refuses our certificate says so
@@ -33,6 +33,23 @@ async def why_unreachable(endpoint: Endpoint, certificates: Certificates) -> str
             return await _plain(endpoint)
     except TimeoutError:
         return None
+
+
+async def certificate_of(endpoint: Endpoint, certificates: Certificates) -> bytes | None:
+    """The certificate that a server shows, in DER; None where it shows none, or not to us."""
+    if not endpoint.secure:
+        return None
+    try:
+        async with asyncio.timeout(_TIME):
+            context = certificates.context()
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
+    except (Misconfigured, OSError, TimeoutError):  # TLS errors are OSErrors too
+        return None
+    try:
+        shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return shown
+    finally:
+        writer.transport.abort()
 
 
 async def _secure(endpoint: Endpoint, certificates: Certificates) -> str | None:

@@ -103,6 +103,7 @@ class Stubs:
         self.watch = etcdrpc.WatchStub(self.channel).Watch
         self.maintenance = etcdrpc.MaintenanceStub(self.channel)
         self.auth = etcdrpc.AuthStub(self.channel)
+        self.cluster = etcdrpc.ClusterStub(self.channel)
 
 
 def _open_channel(endpoint: Endpoint, certificates: Certificates) -> grpc.aio.Channel:
@@ -119,7 +120,7 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, credentials: Credentials) -> None:
         self.endpoint, self._credentials = endpoint, credentials
-        self._certificates = Certificates(credentials)
+        self.certificates = Certificates(credentials)
         self._stubs: Stubs | None = None
         self._old: list[Stubs] = []
         self.known = False
@@ -134,7 +135,7 @@ class Server:
     def stubs(self) -> Stubs:
         """Its calls, on the connection that is in use."""
         if self._stubs is None:
-            self._stubs = Stubs(self.endpoint, self._certificates)
+            self._stubs = Stubs(self.endpoint, self.certificates)
         return self._stubs
 
     async def connected(self, until: float) -> None:
@@ -167,10 +168,10 @@ class Server:
 
     def _renew_certificates(self) -> None:
         """Make the next connection with the files as they are now; calls under way go on."""
-        if self._stubs is None or not self.endpoint.secure or not self._certificates.changed():
+        if self._stubs is None or not self.endpoint.secure or not self.certificates.changed():
             return
         try:
-            stubs = Stubs(self.endpoint, self._certificates)
+            stubs = Stubs(self.endpoint, self.certificates)
         except Misconfigured:
             return  # half of them is written, perhaps; what was good before may still be
         self._old.append(self._stubs)
@@ -178,7 +179,7 @@ class Server:
 
     async def _unreachable(self, otherwise: str) -> Unreachable:
         """The error of a connection that failed, with a reason where one can be found."""
-        why = await why_unreachable(self.endpoint, self._certificates)
+        why = await why_unreachable(self.endpoint, self.certificates)
         hint = _IS_IT_THERE if why is None else "nothing was done"
         return Unreachable(self.who, why or otherwise, hint)
 
@@ -236,6 +237,22 @@ class Servers:
             self.history.check()
         return reply
 
+    @property
+    def all(self) -> Sequence[Server]:
+        """The servers, in the order in which they were named."""
+        return self._all
+
+    async def ask(self, server: Server, send: Send[T]) -> T:
+        """Let this very server answer, once.
+
+        Raises:
+            StoreError: it cannot be reached, or does not answer in its part of the time.
+        """
+        end = _now() + self._part
+        await server.connected(end)
+        token = await self._token(server, end)
+        return await self._sent(server, send, end, token, writes=False)
+
     def retrying(self, stop: StopBaseT) -> AsyncRetrying:
         """Try again what is `Unreachable`, with pauses, as long as the store is open."""
         return AsyncRetrying(
@@ -279,7 +296,7 @@ class Servers:
             await server.connected(end)
             if self.history.cluster and not server.known:
                 await self._recognise(server, end)
-            return await self._tokens.get(lambda request: self._authenticated(server, request, end))
+            return await self._token(server, end)
         except Unreachable:
             self._turn_from(server)
             raise
@@ -297,6 +314,9 @@ class Servers:
         self.history.see(server.who, status.header.cluster_id, status.header.revision)
         self.history.check()
         server.known = True
+
+    async def _token(self, server: Server, end: float) -> str | None:
+        return await self._tokens.get(lambda request: self._authenticated(server, request, end))
 
     async def _authenticated(self, server: Server, request: Any, end: float) -> Any:
         terms = Terms(end - _now(), grpc.aio.Metadata(_NEEDS_LEADER))

@@ -18,6 +18,7 @@ from coordinator.etcd.messages import (
     txn_result,
 )
 from coordinator.etcd.servers import Servers, message
+from coordinator.etcd.survey import Survey, survey
 from coordinator.etcd.watch import Watch
 from coordinator.store import Lease, Range, RangeResult, Txn, TxnResult, WatchBatch, may_write
 
@@ -143,6 +144,13 @@ class EtcdStore:
             lambda server, terms: server.stubs.maintenance.Status(request, **terms.unary)
         )
         return str(reply.version)
+
+    async def survey(self, key: str) -> Survey:
+        """What every server says of itself, and one of them of the whole; never an error.
+
+        `key` is one that may be read by us.
+        """
+        return await survey(self._servers, key)
 
     def begin_anew(self) -> None:
         """Let the next answer be the first one. See `Store.begin_anew`."""

@@ -1,0 +1,86 @@
+"""Whether this machine is fit to run an agent: what `doctor` looks at here. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.buses import open_bus
+from agent.sysfs import MachineUnknown
+from coordinator.fitness import Finding, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.sysfs import SysfsBus
+
+__all__ = ["has_parents", "host_findings"]
+
+_UDEV_CALLS = Path("usr/sbin/mdevctl")  # what Debian's rule calls, where no mdevctl is (measured)
+
+
+def has_parents(spec: str) -> bool:
+    """Whether there is anything here for an agent to manage."""
+    try:
+        return bool(open_bus(spec, Path()).parents())
+    except (ValueError, OSError):
+        return False
+
+
+def host_findings(spec: str, run_dir: Path, host: str) -> Iterator[Finding]:
+    """What is wrong with this machine, for the agent of `host`."""
+    try:
+        bus = open_bus(spec, run_dir)
+    except ValueError as error:
+        yield Finding(Level.FAULT, "bus", host, str(error))
+        return
+    yield from _bus(bus, spec, host)
+    yield from _machine(bus, host)
+    yield from _run_dir(run_dir, host)
+    yield from _mdevctl(bus.root, host)
+
+
+def _bus(bus: SysfsBus, spec: str, host: str) -> Iterator[Finding]:
+    try:
+        why = bus.problem()
+    except FileNotFoundError:
+        why = f"there is no host behind {spec}"
+    except PermissionError as error:
+        why = str(error.strerror)
+    if why is not None:
+        yield Finding(Level.FAULT, "bus", host, why)
+
+
+def _machine(bus: SysfsBus, host: str) -> Iterator[Finding]:
+    try:
+        bus.boot_id()
+        identity = bus.identity()
+    except MachineUnknown as error:
+        why = f"{error.filename}: {error.strerror}; set it up: systemd-machine-id-setup"
+        yield Finding(Level.FAULT, "machine", host, why)
+    except OSError as error:
+        yield Finding(Level.FAULT, "machine", host, f"{error.filename}: {error.strerror}")
+    else:
+        if identity.product_uuid is None and os.geteuid() == 0:
+            why = "its product UUID cannot be read: a clone is told by its machine-id alone"
+            yield Finding(Level.NOTE, "machine", host, why)
+
+
+def _run_dir(run_dir: Path, host: str) -> Iterator[Finding]:
+    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not os.access(place, os.W_OK):
+        why = f"{run_dir} cannot be written: run as root, or name another with --run-dir"
+        yield Finding(Level.FAULT, "run_dir", host, why)
+    elif shutil.disk_usage(place).free == 0:
+        yield Finding(Level.FAULT, "run_dir", host, f"{place} is full")
+
+
+def _mdevctl(root: Path, host: str) -> Iterator[Finding]:
+    if (root / "usr/bin/mdevctl").exists() and not (root / _UDEV_CALLS).exists():
+        why = (
+            "mdevctl's own autostart never runs here: Debian's udev rule calls /usr/sbin/mdevctl, "
+            "which is not there; mdevns's does not need it"
+        )
+        yield Finding(Level.NOTE, "mdevctl", host, why)

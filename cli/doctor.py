@@ -1,0 +1,237 @@
+"""`doctor`: are etcd, configuration, versions, certificates and this host fit?"""
+
+# No `from __future__ import annotations`: Typer reads the annotations.
+
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from agent.daemon import run_directory
+from agent.fitness import has_parents, host_findings
+from cli.context import Call, command
+from cli.options import Format
+from cli.output import View
+from cli.settings import Configuration
+from coordinator import __version__
+from coordinator.client import Client
+from coordinator.errors import MdevnsError, Misconfigured
+from coordinator.etcd import EtcdStore, ServerReport, Survey
+from coordinator.fitness import Finding, Level, certificate_findings, store_findings
+
+__all__ = ["doctor"]
+
+_NOT_FIT = 20
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A key of the configuration, its value and where that comes from."""
+
+    key: str
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """All that was looked at."""
+
+    settings: list[_Setting]
+    survey: Survey
+    findings: list[Finding]
+
+    @property
+    def fit(self) -> bool:
+        """Nothing was found but notes."""
+        return all(finding.level is Level.NOTE for finding in self.findings)
+
+
+@command
+def doctor(call: Call) -> int:
+    """Look whether etcd, configuration and this host are fit.
+
+    Shows what is configured and where it comes from; looks at every etcd server, its version,
+    space and certificate, and at this machine if it has parents or an agent is configured.
+    Exits with 20 when something is not fit; a note is no fault.
+    """
+    configuration = call.configured({})
+    survey, findings = Survey(()), list(_examine_configuration(configuration))
+    if not any(finding.kind == "configuration" for finding in findings):
+        survey, found = call.run(_examine_store)
+        findings += found
+    findings += _examine_host(configuration)
+    examined = _Examined(list(_settings(configuration)), survey, findings)
+    if call.out.form is Format.JSON:
+        call.out.json(_json(examined))
+    else:
+        _tell(call, examined)
+    return 0 if examined.fit else _NOT_FIT
+
+
+# What is looked at.
+
+
+def _settings(configuration: Configuration) -> Iterator[_Setting]:
+    """Every key with its value in force."""
+    settings, agent = configuration.settings, configuration.settings.agent
+    computed: dict[str, object] = {
+        "timeout": settings.patience,
+        "agent.host": _host(configuration),
+        "agent.run_dir": str(_run_dir(configuration)),
+    }
+    for table, prefix in ((settings, ""), (agent, "agent.")):
+        for name in table.__struct_fields__:
+            key = prefix + name
+            if key != "agent":
+                value = computed.get(key, getattr(table, name))
+                yield _Setting(key, value, configuration.origins.get(key, "default"))
+
+
+def _host(configuration: Configuration) -> str:
+    return configuration.settings.agent.host or socket.gethostname()
+
+
+def _run_dir(configuration: Configuration) -> Path:
+    table = configuration.settings.agent
+    return run_directory(table.bus, Path(table.run_dir) if table.run_dir else None)
+
+
+def _examine_configuration(configuration: Configuration) -> Iterator[Finding]:
+    for check in (configuration.check, configuration.check_agent):
+        try:
+            check()
+        except Misconfigured as error:
+            yield Finding(Level.FAULT, "configuration", error.what, error.why)
+    cert = configuration.settings.credentials.cert
+    if cert is not None and cert.exists():
+        yield from _certificate(f"cert {cert}", cert.read_bytes())
+
+
+def _certificate(subject: str, certificate: bytes) -> Iterator[Finding]:
+    from cryptography import x509  # noqa: PLC0415 - slow to load, and only certificates need it
+
+    pem = certificate.startswith(b"-----")
+    load = x509.load_pem_x509_certificate if pem else x509.load_der_x509_certificate
+    until = load(certificate).not_valid_after_utc
+    yield from certificate_findings(subject, until, datetime.now(UTC))
+
+
+async def _examine_store(client: Client) -> tuple[Survey, list[Finding]]:
+    store = client.store
+    assert isinstance(store, EtcdStore)
+    survey = await store.survey(client.keys.hold)
+    findings = list(store_findings(survey))
+    for server in survey.servers:
+        if server.certificate is not None:
+            findings += _certificate(f"etcd at {server.endpoint}", server.certificate)
+    if any(server.why is None for server in survey.servers):
+        findings += await _examine_namespace(client)
+    return survey, findings
+
+
+async def _examine_namespace(client: Client) -> list[Finding]:
+    """What is wrong with the cluster's own records, and whether they may be read."""
+    try:
+        hosts = await client.views.host_views()
+        held = await client.views.is_held()
+    except MdevnsError as error:
+        return [Finding(Level.FAULT, "namespace", error.what, error.why)]
+    found = []
+    if held:
+        why = "a restored store is being reconciled: nothing new is taken until that is finished"
+        found.append(Finding(Level.WARNING, "hold", "namespace", why))
+    for host in hosts:
+        if host.session is None:
+            found.append(Finding(Level.NOTE, "unreachable", host.host, "its agent is not seen"))
+        elif host.session.version != __version__:
+            why = f"its agent is {host.session.version}, this is {__version__}"
+            found.append(Finding(Level.NOTE, "version", host.host, why))
+    return found
+
+
+def _examine_host(configuration: Configuration) -> Iterator[Finding]:
+    table = configuration.settings.agent
+    meant = any(key.startswith("agent.") for key in configuration.origins)
+    if meant or has_parents(table.bus):
+        yield from host_findings(table.bus, _run_dir(configuration), _host(configuration))
+
+
+# How it is told.
+
+
+def _tell(call: Call, examined: _Examined) -> None:
+    out = call.out
+    if out.form is not Format.NAME:
+        out.many(_SETTINGS, examined.settings)
+        out.write("\n")
+        if examined.survey.servers:
+            out.many(_SERVERS, examined.survey.servers)
+            out.write("\n")
+    if examined.findings:
+        out.many(_FINDINGS, examined.findings)
+    if out.form is not Format.NAME:
+        out.write("fit\n" if examined.fit else "NOT fit\n")
+
+
+def _json(examined: _Examined) -> dict[str, Any]:
+    return {
+        "ok": examined.fit,
+        "settings": [asdict(setting) for setting in examined.settings],
+        "servers": [_server_json(server) for server in examined.survey.servers],
+        "findings": [asdict(finding) for finding in examined.findings],
+    }
+
+
+def _server_json(server: ServerReport) -> dict[str, object]:
+    answers = server.why is None
+    return {
+        "endpoint": server.endpoint,
+        "error": server.why,
+        "version": server.version if answers else None,
+        "cluster": f"{server.cluster:x}" if answers else None,
+        "leader": server.member == server.leader if answers else None,
+        "bytes": server.size if answers else None,
+    }
+
+
+def _shown(value: object) -> object:
+    return ", ".join(value) if isinstance(value, list) else value
+
+
+_SETTINGS: View[_Setting] = View(
+    columns=("SETTING", "VALUE", "FROM"),
+    rows=lambda one: [(one.key, _shown(one.value), one.origin)],
+    json=asdict,
+    name=lambda one: one.key,
+)
+
+_SERVERS: View[ServerReport] = View(
+    columns=("ENDPOINT", "VERSION", "ROLE", "MIB"),
+    rows=lambda one: [
+        (
+            one.endpoint,
+            one.version,
+            _role(one),
+            f"{one.size / 2**20:.1f}" if one.why is None else None,
+        )
+    ],
+    json=_server_json,
+    name=lambda one: one.endpoint,
+)
+
+
+def _role(server: ServerReport) -> str:
+    if server.why is not None:
+        return "unreachable"
+    return "leader" if server.member == server.leader else "follower"
+
+
+_FINDINGS: View[Finding] = View(
+    columns=("LEVEL", "KIND", "SUBJECT", "DETAIL"),
+    rows=lambda one: [(one.level, one.kind, one.subject, one.detail)],
+    json=asdict,
+    name=lambda one: one.subject,
+)

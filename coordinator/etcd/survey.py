@@ -1,0 +1,128 @@
+"""What each etcd server says of itself, for `doctor`: asked one by one, also those that fail."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from etcd3 import etcdrpc
+
+from coordinator.errors import Compacted, MdevnsError
+from coordinator.etcd.diagnosis import certificate_of
+from coordinator.etcd.messages import to_bytes
+
+if TYPE_CHECKING:
+    from coordinator.etcd.servers import Server, Servers
+
+__all__ = ["ServerReport", "Survey", "survey"]
+
+_TOGETHER = 16  # servers that are asked side by side
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """One server. `why` says why it could not be asked; nothing else is known then.
+
+    `certificate` is the one that it shows, in DER.
+    """
+
+    endpoint: str
+    why: str | None = None
+    version: str = ""
+    cluster: int = 0
+    member: int = 0
+    leader: int = 0
+    size: int = 0
+    revision: int = 0
+    certificate: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All servers that are configured, and what one of them said of the whole.
+
+    None: it could not be asked, or not by us.
+    """
+
+    servers: tuple[ServerReport, ...]
+    alarms: tuple[str, ...] | None = None
+    members: int | None = None
+    compacted: bool | None = None
+
+
+async def survey(servers: Servers, key: str) -> Survey:
+    """Ask all servers, and of the whole the first one that answers; `key` may be read by us."""
+    gate = asyncio.Semaphore(_TOGETHER)
+
+    async def ask(server: Server) -> ServerReport:
+        async with gate:
+            return await _ask(servers, server)
+
+    reports = tuple(await asyncio.gather(*map(ask, servers.all)))
+    if all(report.why is not None for report in reports):
+        return Survey(reports)
+    return Survey(
+        reports,
+        await _alarms(servers),
+        await _members(servers),
+        await _compacted(servers, to_bytes(key)),
+    )
+
+
+async def _ask(servers: Servers, server: Server) -> ServerReport:
+    endpoint = str(server.endpoint)
+    try:
+        status = await servers.ask(
+            server,
+            lambda server, terms: server.stubs.maintenance.Status(
+                etcdrpc.StatusRequest(), **terms.unary
+            ),
+        )
+    except MdevnsError as error:
+        return ServerReport(endpoint, why=error.why)
+    return ServerReport(
+        endpoint,
+        version=status.version,
+        cluster=status.header.cluster_id,
+        member=status.header.member_id,
+        leader=status.leader,
+        size=status.dbSize,
+        revision=status.header.revision,
+        certificate=await certificate_of(server.endpoint, server.certificates),
+    )
+
+
+async def _alarms(servers: Servers) -> tuple[str, ...] | None:
+    request = etcdrpc.AlarmRequest(action=etcdrpc.AlarmRequest.GET)
+    try:
+        reply = await servers.call(
+            lambda server, terms: server.stubs.maintenance.Alarm(request, **terms.unary)
+        )
+    except MdevnsError:
+        return None
+    return tuple(etcdrpc.AlarmType.Name(alarm.alarm) for alarm in reply.alarms)
+
+
+async def _members(servers: Servers) -> int | None:
+    try:
+        reply = await servers.call(
+            lambda server, terms: server.stubs.cluster.MemberList(
+                etcdrpc.MemberListRequest(), **terms.unary
+            )
+        )
+    except MdevnsError:
+        return None
+    return len(reply.members)
+
+
+async def _compacted(servers: Servers, key: bytes) -> bool | None:
+    """Whether its first revision is forgotten, so that somebody compacts it now and then."""
+    request = etcdrpc.RangeRequest(key=key, revision=1, count_only=True)
+    try:
+        await servers.call(lambda server, terms: server.stubs.kv.Range(request, **terms.unary))
+    except Compacted:
+        return True
+    except MdevnsError:
+        return None
+    return False

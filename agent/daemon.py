@@ -20,7 +20,11 @@ import structlog
 
 from agent.buses import open_bus
 from agent.enrolment import Enrolment, Parts, unless
+from agent.exposition import OFF, parse_address, serving
+from agent.health import BEAT, Vitals
 from agent.locks import AgentLock
+from agent.metered import MeteredStore
+from agent.metrics import Metrics
 from agent.sysfs import MachineUnknown
 from agent.threads import in_thread
 from agent.workers import Workers
@@ -68,6 +72,7 @@ class AgentSettings:
     resync: float = 300.0
     per_parent: int = 4
     run_dir: Path | None = None
+    metrics: str = OFF
     verbose: bool = False
 
 
@@ -137,17 +142,19 @@ def _check(settings: AgentSettings) -> None:
 
 
 async def _serve(settings: AgentSettings, bus: SysfsBus, run_dir: Path) -> None:
+    metrics = Metrics()
     store = EtcdStore(
         settings.endpoints, timeout=settings.timeout, credentials=settings.credentials
     )
     parts = Parts(
-        store=store,
+        store=MeteredStore(store, metrics),
         keys=Keys(settings.cluster),
         clock=SystemClock(),
         # Seeded by the system: no two agents may ever draw the same instance id.
         rng=random.Random(secrets.randbits(256)),  # noqa: S311 - see above
         bus=bus,
         workers=Workers(bus.spec, run_dir, per_parent=settings.per_parent),
+        metrics=metrics,
     )
     agent = Agent(settings, parts)
     try:
@@ -175,18 +182,34 @@ class Agent:
     def __init__(self, settings: AgentSettings, parts: Parts) -> None:
         self._settings, self._parts = settings, parts
         self.stop = asyncio.Event()
+        self.vitals = Vitals(parts.clock)
 
     async def run(self) -> None:
         """Enrol and serve, again and again, until stopped.
 
         Raises:
             NotAllowed: another machine has this host name, or this machine another one.
+            Misconfigured: metrics cannot be served where they are to be.
         """
-        while not self.stop.is_set():
-            await self._serve_once()
-            # Two agents of one host would fence one another as fast as they can.
-            await unless(self.stop, asyncio.sleep(_ENROL_AGAIN))
+        metrics = self._parts.metrics
+        metrics.show(self.vitals, self._parts.clock)
+        beating = asyncio.create_task(self._beat())
+        try:
+            with serving(parse_address(self._settings.metrics), metrics, self.vitals) as port:
+                if port is not None:
+                    _log.info("serves metrics", port=port)
+                while not self.stop.is_set():
+                    await self._serve_once()
+                    # Two agents of one host would fence one another as fast as they can.
+                    await unless(self.stop, asyncio.sleep(_ENROL_AGAIN))
+        finally:
+            beating.cancel()
         _log.info("stopped", host=self._settings.host)
+
+    async def _beat(self) -> None:
+        while True:
+            self.vitals.beat()
+            await asyncio.sleep(BEAT)
 
     async def _serve_once(self) -> None:
         # Orders of an enrolment before this one, by whichever agent, that have not begun
@@ -197,16 +220,22 @@ class Agent:
         if session is None:
             return
         _log.info("enrolled", host=session.host, instance=session.instance)
+        self._parts.metrics.enrolled()
+        self.vitals.enrolled(session)
         settings = self._settings
         enrolment = Enrolment(
             self._parts,
             session,
             boot_id,
+            self.vitals,
             ttl=settings.session_ttl,
             rescan=settings.rescan,
             resync=settings.resync,
         )
-        await enrolment.serve(self.stop)
+        try:
+            await enrolment.serve(self.stop)
+        finally:
+            self.vitals.enrolled(None)
 
     async def _enrol(self, boot_id: str) -> Session | None:
         """A session, or None when stopped before there is one."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from agent.metrics import Metrics, Snapshot
 from agent.reconciler import Reconciler
 from agent.reporter import Reporter
 from agent.scanner import Scanner
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from agent.bus import Bus, Watcher
+    from agent.health import Vitals
+    from agent.scanner import Look
     from agent.workers import Workers
     from coordinator.clock import Clock
     from coordinator.keys import Keys
@@ -56,6 +59,7 @@ class Parts:
     rng: random.Random
     bus: Bus
     workers: Workers
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 class Enrolment:
@@ -66,18 +70,19 @@ class Enrolment:
         parts: Parts,
         session: Session,
         boot_id: str,
+        vitals: Vitals,
         *,
         ttl: int,
         rescan: float,
         resync: float,
     ) -> None:
         claims = Claims(parts.keys)
-        self._parts, self._session = parts, session
+        self._parts, self._session, self._vitals = parts, session, vitals
         self._ttl, self._rescan = ttl, rescan
         self._stirred = asyncio.Event()
         self._troubles: dict[str, str | None] = {"bus": None, "store": None}
         self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng)
-        self._scanner = Scanner(parts.bus, parts.clock, parts.workers.in_flight)
+        self._scanner = Scanner(parts.bus, parts.clock, parts.workers.in_flight, parts.metrics)
         self._reporter = Reporter(
             parts.store,
             parts.keys,
@@ -107,6 +112,7 @@ class Enrolment:
                 workers=parts.workers,
                 scanner=self._scanner,
                 reporter=self._reporter,
+                metrics=parts.metrics,
                 boot_id=boot_id,
             )
         )
@@ -166,12 +172,15 @@ class Enrolment:
     async def _look_again(self) -> None:
         """Everything is looked at by the clock too: events can be lost, or not be there."""
         await self._informer.listed.wait()
+        self._vitals.listed = True
         while True:
             try:
-                await self._reconciler.poke_all()
-                self._note("bus", None)
+                self._snapshot(await self._reconciler.poke_all())
+                trouble = None
             except OSError as error:
-                self._note("bus", f"cannot be scanned: {error}")
+                trouble = f"cannot be scanned: {error}"
+            self._note("bus", trouble)
+            self._vitals.looked(trouble)
             answers = "has not answered for a session's time; nothing is begun"
             self._note("store", None if self._session.alive else answers)
             self._reporter.poke()
@@ -179,6 +188,15 @@ class Enrolment:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rescan):
                     await self._stirred.wait()
+
+    def _snapshot(self, look: Look) -> None:
+        self._parts.metrics.snapshot = Snapshot(
+            claims=self._informer.counts(),
+            findings=self._reporter.counts(),
+            devices=len(look.scan.devices),
+            in_flight=len(look.in_flight),
+            watch_lag=self._informer.lag(),
+        )
 
     def _note(self, what: str, trouble: str | None) -> None:
         """Say what is wrong when it begins, and when it has passed; not all the time."""

@@ -53,7 +53,7 @@ class Reconciler:
             if name not in self._tasks:
                 self._tasks[name] = asyncio.create_task(self._work(name))
 
-    async def poke_all(self) -> None:
+    async def poke_all(self) -> Look:
         """Look at every name that has a claim, a device or a finding.
 
         Raises:
@@ -61,6 +61,7 @@ class Reconciler:
         """
         look = await self._e.scanner.fresh()
         self.poke({*self._e.informer.names(), *look.scan.devices, *self._e.reporter.known()})
+        return look
 
     async def stop(self, grace: float) -> None:
         """Begin nothing more; finish within `grace` seconds what the kernel was given."""

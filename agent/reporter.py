@@ -7,6 +7,7 @@ goes into the store in one fenced transaction, gathered over a short while.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -71,6 +72,10 @@ class Reporter:
     def known(self) -> list[Name]:
         """The names that are reported as found."""
         return list(self._findings)
+
+    def counts(self) -> Counter[str]:
+        """How many findings there are of each kind."""
+        return Counter(finding.kind.value for finding in self._findings.values())
 
     async def run(self) -> None:
         """Report, for as long as the enrolment lasts.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from agent.bus import Bus, Device, Scan
+    from agent.metrics import Metrics
     from coordinator.clock import Clock
     from coordinator.model import Name
 
@@ -40,8 +41,11 @@ class Look:
 class Scanner:
     """Fresh looks, one scan for all who ask at the same time, off the event loop."""
 
-    def __init__(self, bus: Bus, clock: Clock, in_flight: Callable[[], frozenset[Name]]) -> None:
+    def __init__(
+        self, bus: Bus, clock: Clock, in_flight: Callable[[], frozenset[Name]], metrics: Metrics
+    ) -> None:
         self._bus, self._clock, self._in_flight = bus, clock, in_flight
+        self._metrics = metrics
         self._next: asyncio.Task[Look] | None = None
         self._running: asyncio.Task[Look] | None = None
         self._first_seen: dict[Name, float] = {}
@@ -86,7 +90,8 @@ class Scanner:
 
     def _look(self) -> Look:
         in_flight = self._in_flight()
-        return Look(in_flight, self._bus.scan())
+        with self._metrics.scanning():
+            return Look(in_flight, self._bus.scan())
 
     def _remember(self, look: Look) -> None:
         now = self._clock.boottime()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import random
 
     from agent.bus import Bus, Device
+    from agent.metrics import Metrics
     from agent.reporter import Reporter
     from agent.scanner import Scanner
     from agent.workers import Answer as Written
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from coordinator.leases import SharedLeases
     from coordinator.model import Claim, Name
     from coordinator.session import Session
-    from coordinator.transactions import Change, Guard
+    from coordinator.transactions import Answer, Change, Guard
 
 __all__ = ["Again", "Enrolled", "Steps"]
 
@@ -65,6 +66,7 @@ class Enrolled:
     workers: Workers
     scanner: Scanner
     reporter: Reporter
+    metrics: Metrics
     boot_id: str
 
 
@@ -118,7 +120,7 @@ class Steps:
             boot_id=self._e.boot_id,
             now=self._e.clock.now(),
         )
-        answer = await self._e.commit.change(self._guards(None, ClaimEvent.ADOPT), change)
+        answer = await self._commit(None, ClaimEvent.ADOPT, change)
         if isinstance(answer.error, NameTaken):
             if answer.error.holder and answer.error.holder.host == self._e.session.host:
                 return Again.LATER  # claimed for this host a moment ago; the watch will tell
@@ -251,6 +253,7 @@ class Steps:
             why=written.why or None,
             seconds=round(written.seconds, 4),
         )
+        self._e.metrics.wrote(order, written)
         self._e.reporter.poke()
         return written
 
@@ -314,7 +317,7 @@ class Steps:
 
     async def _change(self, event: ClaimEvent, claim: Claim, change: Change) -> Claim | None:
         """Make one transition; the informer knows of it before the watch does."""
-        answer = await self._e.commit.change(self._guards(claim.state, event), change)
+        answer = await self._commit(claim.state, event, change)
         made = answer.made()
         if answer.revision:
             self._e.informer.learn(claim.name, answer.revision, made)
@@ -323,6 +326,11 @@ class Steps:
             self._begin_after.pop(claim.name, None)
         _log.debug("transition", name=claim.name, event_=event.value, revision=answer.revision)
         return made
+
+    async def _commit(self, state: ClaimState | None, event: ClaimEvent, change: Change) -> Answer:
+        answer = await self._e.commit.change(self._guards(state, event), change)
+        self._e.metrics.moved(event, answer.error)
+        return answer
 
     def _guards(self, state: ClaimState | None, event: ClaimEvent) -> tuple[Guard, ...]:
         if transition(state, event).during_hold:

@@ -43,6 +43,13 @@ def agent(
     run_dir: Annotated[
         str | None, typer.Option(help="For locks.  [default: /run/mdevns, or DIR/run]")
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS:PORT|off",
+            help="Serve metrics and health on a loopback address.  [default: off]",
+        ),
+    ] = None,
 ) -> None:
     """Run one host's agent, in the foreground.
 
@@ -56,6 +63,7 @@ def agent(
         "resync": resync,
         "per_parent": per_parent,
         "run_dir": run_dir,
+        "metrics": metrics,
     }
     configuration = call.configured(flags)
     configuration.check()
@@ -74,6 +82,7 @@ def agent(
             resync=chosen.resync,
             per_parent=chosen.per_parent,
             run_dir=Path(chosen.run_dir) if chosen.run_dir else None,
+            metrics=chosen.metrics,
             verbose=call.given.verbose,
         )
     )

@@ -43,6 +43,7 @@ class AgentTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     resync: Seconds = 300.0
     per_parent: Count = 4
     run_dir: str | None = None
+    metrics: str = "off"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,7 +112,7 @@ class Configuration(NamedTuple):
 
         Raises:
             Misconfigured: a call to the store could last beyond the session's lease, so that it
-                would lapse while the agent waits.
+                would lapse while the agent waits; or metrics are to be served to the network.
         """
         lease = self.settings.agent.session_ttl
         if self.settings.agent_patience > lease:
@@ -120,8 +121,11 @@ class Configuration(NamedTuple):
                 f"{self.settings.agent_patience:g} s is beyond the session's lease of {lease} s",
                 "make it shorter, or agent.session_ttl longer",
             )
+        from agent.exposition import parse_address  # noqa: PLC0415 - slow to load, and only agents need it
 
-    def _checked(self, otherwise: str, check: Callable[[], None]) -> None:
+        self._checked("agent.metrics", lambda: parse_address(self.settings.agent.metrics))
+
+    def _checked(self, otherwise: str, check: Callable[[], object]) -> None:
         try:
             check()
         except Misconfigured as error:

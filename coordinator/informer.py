@@ -7,6 +7,7 @@ watch said: the agent is level-triggered and never trusts that it saw every even
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class Informer:
         self._store, self._keys, self._host, self._instance = store, keys, host, instance
         self._resync, self._changed = resync, changed
         self._seen: dict[Name, _Seen] = {}
+        self._untold: deque[tuple[int, float]] = deque()
         self.listed = asyncio.Event()
         """Set once all claims are known."""
 
@@ -59,13 +61,28 @@ class Informer:
         seen = self._seen.get(name)
         return seen.record if seen else None
 
+    def counts(self) -> Counter[str]:
+        """How many claims the host has in each state; `unreadable` are those that are none."""
+        records = (seen.record for seen in self._seen.values() if seen.record is not None)
+        return Counter(
+            "unreadable" if isinstance(record, Unreadable) else record.state.value
+            for record in records
+        )
+
     def names(self) -> Iterator[Name]:
         """All names that the host has a record of."""
         return (name for name, seen in self._seen.items() if seen.record is not None)
 
     def learn(self, name: Name, revision: int, claim: Claim | None) -> None:
         """Take note of what a transaction of our own made of a name, ahead of the watch."""
-        self._see(name, revision, claim)
+        if self._see(name, revision, claim):
+            self._untold.append((revision, asyncio.get_running_loop().time()))
+
+    def lag(self) -> float:
+        """Seconds since the oldest change of our own that the watch has not told yet."""
+        if not self._untold:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._untold[0][1]
 
     async def run(self) -> None:
         """List and watch, for as long as the enrolment is in force.
@@ -98,7 +115,7 @@ class Informer:
         # What is known and was not listed is gone, unless it is newer than the list.
         missing = [name for name in self.names() if name not in listed]
         changed |= {name for name in missing if self._see(name, revision, None)}
-        self._forget_deleted(revision)
+        self._told(revision)
         self._tell(changed)
         return revision
 
@@ -109,7 +126,7 @@ class Informer:
 
     def _apply(self, batch: WatchBatch) -> set[Name]:
         changed = {name for event in batch.events if (name := self._event(event)) is not None}
-        self._forget_deleted(batch.revision)
+        self._told(batch.revision)
         return changed
 
     def _event(self, event: Event) -> Name | None:
@@ -149,8 +166,13 @@ class Informer:
         self._seen[name] = _Seen(revision, record)
         return True
 
-    def _forget_deleted(self, revision: int) -> None:
-        """Deleted names are remembered until the watch is past them: no late put revives one."""
+    def _told(self, revision: int) -> None:
+        """Forget what was only to be remembered until the watch is past a revision.
+
+        Deleted names are, so that no late put revives one.
+        """
+        while self._untold and self._untold[0][0] <= revision:
+            self._untold.popleft()
         gone = [n for n, s in self._seen.items() if s.record is None and s.revision <= revision]
         for name in gone:
             del self._seen[name]

@@ -66,6 +66,8 @@ class Session:
         self._store, self._clock = store, clock
         self.host, self.instance, self.lease = host, instance, lease
         self.deadline = deadline
+        self.began = clock.boottime()
+        """When it was made, on CLOCK_BOOTTIME."""
 
     @property
     def alive(self) -> bool:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from agent import simulated
 from agent.daemon import Agent, AgentSettings
 from agent.enrolment import Parts
+from agent.exposition import OFF
+from agent.metered import MeteredStore
+from agent.metrics import Metrics
 from agent.simulated import SimulatedBus
 from agent.workers import Workers
 from coordinator.clock import SystemClock
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.states import ClaimState
+    from coordinator.store import Store
 
 __all__ = ["Host"]
 
@@ -37,18 +41,24 @@ class Host:
         simulated.init(directory, 2, {TYPE: 4}, **options)  # type: ignore[arg-type]  # the simulator's own
         self.bus = SimulatedBus(directory)
         self.parents = sorted(self.bus.parents())
+        self.store: Store = self.desk.store
+        """What the agent is given; a test may put something before it."""
 
     @asynccontextmanager
-    async def agent(self, *, rescan: float = 0.2) -> AsyncIterator[Agent]:
+    async def agent(self, *, rescan: float = 0.2, metrics: str = OFF) -> AsyncIterator[Agent]:
         """An agent that serves the host; it is stopped as SIGTERM stops it."""
-        settings = AgentSettings(host=HOST, bus=self.bus.spec, session_ttl=5, rescan=rescan)
+        settings = AgentSettings(
+            host=HOST, bus=self.bus.spec, session_ttl=5, rescan=rescan, metrics=metrics
+        )
+        counted = Metrics()
         parts = Parts(
-            store=self.desk.store,
+            store=MeteredStore(self.store, counted),
             keys=self.desk.keys,
             clock=SystemClock(),
             rng=random.Random(3),
             bus=self.bus,
             workers=Workers(self.bus.spec, self.bus.run_dir),
+            metrics=counted,
         )
         agent = Agent(settings, parts)
         running = asyncio.create_task(agent.run())

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 ACTIVE, CREATING, REMOVING = ClaimState.ACTIVE, ClaimState.CREATING, ClaimState.REMOVING
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path / "h")
-
-
 async def test_what_is_reserved_is_made_and_what_is_retired_is_removed(host: Host) -> None:
     """The line: reserved, creating, active with its device; removing, free without it."""
     async with host.agent():

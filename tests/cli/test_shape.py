@@ -193,6 +193,8 @@ def test_a_file_that_cannot_be_is_named_with_its_line(tmp_path: Path, text: str,
         ("user = 'u'", "line 2, user u: is of no use without password_file"),
         ("user = 'u'\npassword_file = '{secret}'", "line 3, password_file {secret}: others may"),
         ("timeout = 6\nagent.session_ttl = 5", "line 2, timeout: 6 s is beyond the session"),
+        ("agent.metrics = '0.0.0.0:1'", "line 2, metrics 0.0.0.0:1: is not on loopback"),
+        ("agent.metrics = 'on'", "line 2, metrics on: is neither off nor an IPv4 address"),
     ],
 )
 def test_what_is_not_safe_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:

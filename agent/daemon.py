@@ -21,10 +21,11 @@ import structlog
 from agent.buses import open_bus
 from agent.enrolment import Enrolment, Parts, unless
 from agent.exposition import OFF, parse_address, serving
-from agent.health import BEAT, Vitals
+from agent.health import BEAT, Vitals, verdict
 from agent.locks import AgentLock
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
+from agent.notify import Notifier
 from agent.sysfs import MachineUnknown
 from agent.threads import in_thread
 from agent.workers import Workers
@@ -207,9 +208,12 @@ class Agent:
         _log.info("stopped", host=self._settings.host)
 
     async def _beat(self) -> None:
-        while True:
+        notifier = Notifier(self._parts.clock)
+        while not self.stop.is_set():
             self.vitals.beat()
-            await asyncio.sleep(BEAT)
+            notifier.beat(verdict(self.vitals.facts()))
+            await unless(self.stop, asyncio.sleep(BEAT))
+        notifier.stopping()
 
     async def _serve_once(self) -> None:
         # Orders of an enrolment before this one, by whichever agent, that have not begun

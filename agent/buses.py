@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.sysfs import SysfsBus
 
-__all__ = ["open_bus"]
+__all__ = ["open_bus", "run_directory"]
 
 
 def open_bus(spec: str, run_dir: Path, *, for_worker: bool = False) -> SysfsBus:
@@ -26,3 +26,9 @@ def open_bus(spec: str, run_dir: Path, *, for_worker: bool = False) -> SysfsBus:
 
         return SimulatedBus(Path(rest), run_dir=run_dir, for_worker=for_worker)
     raise ValueError(f"{spec}: not a bus; use sysfs or sim:DIR")
+
+
+def run_directory(bus: str, given: Path | None) -> Path:
+    """Where locks are, and what else lives as long as a boot."""
+    simulated = bus.removeprefix("sim:")
+    return given or (Path("/run/mdevns") if simulated == bus else Path(simulated) / "run")

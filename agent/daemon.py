@@ -13,12 +13,11 @@ import secrets
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.buses import open_bus
+from agent.buses import open_bus, run_directory
 from agent.enrolment import Enrolment, Parts, unless
 from agent.exposition import OFF, parse_address, serving
 from agent.health import BEAT, Vitals, verdict
@@ -40,11 +39,12 @@ from coordinator.session import Enroller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from agent.sysfs import SysfsBus
     from coordinator.session import Session
 
-__all__ = ["Agent", "AgentSettings", "run", "run_directory"]
+__all__ = ["Agent", "AgentSettings", "run"]
 
 _log = structlog.get_logger()
 
@@ -75,12 +75,6 @@ class AgentSettings:
     run_dir: Path | None = None
     metrics: str = OFF
     verbose: bool = False
-
-
-def run_directory(bus: str, given: Path | None) -> Path:
-    """Where locks are, and what else lives as long as a boot."""
-    simulated = bus.removeprefix("sim:")
-    return given or (Path("/run/mdevns") if simulated == bus else Path(simulated) / "run")
 
 
 def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Path]:

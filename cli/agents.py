@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from agent.daemon import AgentSettings, run
 from cli.context import Call, command
 
 __all__ = ["agent"]
@@ -55,6 +54,8 @@ def agent(
 
     SIGTERM lets what the kernel is doing finish, and leaves the rest for the next start.
     """
+    from agent.daemon import AgentSettings, run  # noqa: PLC0415 - slow to load; --help does without
+
     flags = {
         "host": host,
         "bus": bus,

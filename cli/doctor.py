@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agent.daemon import run_directory
+from agent.buses import run_directory
 from agent.fitness import has_parents, host_findings
 from cli.context import Call, command
 from cli.options import Format
@@ -18,8 +18,14 @@ from cli.settings import Configuration
 from coordinator import __version__
 from coordinator.client import Client
 from coordinator.errors import MdevnsError, Misconfigured
-from coordinator.etcd import EtcdStore, ServerReport, Survey
-from coordinator.fitness import Finding, Level, certificate_findings, store_findings
+from coordinator.fitness import (
+    Finding,
+    Level,
+    ServerReport,
+    Survey,
+    certificate_findings,
+    store_findings,
+)
 
 __all__ = ["doctor"]
 
@@ -120,6 +126,8 @@ def _certificate(subject: str, certificate: bytes) -> Iterator[Finding]:
 
 
 async def _examine_store(client: Client) -> tuple[Survey, list[Finding]]:
+    from coordinator.etcd import EtcdStore  # noqa: PLC0415 - slow to load; --help does without
+
     store = client.store
     assert isinstance(store, EtcdStore)
     survey = await store.survey(client.keys.hold)

@@ -49,6 +49,10 @@ COMMANDS = {
     "doctor": ("cli.doctor:doctor", "Look whether etcd, configuration and this host are fit."),
     "evict": ("cli.forced:evict", "Give a fenced, unreachable host's names back."),
     "audit": ("cli.forced:audit", "List forced acts: who did what to which host, and why."),
+    "completion": (
+        "cli.completion:completion",
+        "Print the script that makes a shell complete commands, options and names.",
+    ),
     "agent": ("cli.agents:agent", "Run one host's agent, in the foreground."),
     "sim": ("cli.sim:app", "Simulated hosts, for demos and tests."),
     "etcd": ("cli.etcd:app", "The embedded etcd, for demos and tests."),

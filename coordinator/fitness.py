@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from coordinator.etcd import ServerReport, Survey
+__all__ = [
+    "Finding",
+    "Level",
+    "ServerReport",
+    "Survey",
+    "certificate_findings",
+    "store_findings",
+]
 
-__all__ = ["Finding", "Level", "certificate_findings", "store_findings"]
 
 _SUPPORTED = (3, 4, 0)
 # The first versions of each line that neither revoke nor renew leases wrongly (etcd's
@@ -25,6 +31,37 @@ _LOSES_WRITES = ((3, 5, 0), (3, 5, 2))
 _DEFAULT_QUOTA = 2 << 30  # bytes; etcd: --quota-backend-bytes
 _MANY_REVISIONS = 10_000  # that a store has which nobody ever compacts
 _SOON = timedelta(days=14)  # in which a certificate is to be renewed
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """One server. `why` says why it could not be asked; nothing else is known then.
+
+    `certificate` is the one that it shows, in DER.
+    """
+
+    endpoint: str
+    why: str | None = None
+    version: str = ""
+    cluster: int = 0
+    member: int = 0
+    leader: int = 0
+    size: int = 0
+    revision: int = 0
+    certificate: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All servers that are configured, and what one of them said of the whole.
+
+    None: it could not be asked, or not by us.
+    """
+
+    servers: tuple[ServerReport, ...]
+    alarms: tuple[str, ...] | None = None
+    members: int | None = None
+    compacted: bool | None = None
 
 
 class Level(StrEnum):

@@ -13,6 +13,5 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from coordinator.etcd.store import EtcdStore
-from coordinator.etcd.survey import ServerReport, Survey
 
-__all__ = ["EtcdStore", "ServerReport", "Survey"]
+__all__ = ["EtcdStore"]

@@ -18,13 +18,15 @@ from coordinator.etcd.messages import (
     txn_result,
 )
 from coordinator.etcd.servers import Servers, message
-from coordinator.etcd.survey import Survey, survey
+from coordinator.etcd.survey import survey
 from coordinator.etcd.watch import Watch
 from coordinator.store import Lease, Range, RangeResult, Txn, TxnResult, WatchBatch, may_write
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from typing import NoReturn
+
+    from coordinator.fitness import Survey
 
 __all__ = ["EtcdStore"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from etcd3 import etcdrpc
@@ -11,44 +10,14 @@ from etcd3 import etcdrpc
 from coordinator.errors import Compacted, MdevnsError
 from coordinator.etcd.diagnosis import certificate_of
 from coordinator.etcd.messages import to_bytes
+from coordinator.fitness import ServerReport, Survey
 
 if TYPE_CHECKING:
     from coordinator.etcd.servers import Server, Servers
 
-__all__ = ["ServerReport", "Survey", "survey"]
+__all__ = ["survey"]
 
 _TOGETHER = 16  # servers that are asked side by side
-
-
-@dataclass(frozen=True, slots=True)
-class ServerReport:
-    """One server. `why` says why it could not be asked; nothing else is known then.
-
-    `certificate` is the one that it shows, in DER.
-    """
-
-    endpoint: str
-    why: str | None = None
-    version: str = ""
-    cluster: int = 0
-    member: int = 0
-    leader: int = 0
-    size: int = 0
-    revision: int = 0
-    certificate: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """All servers that are configured, and what one of them said of the whole.
-
-    None: it could not be asked, or not by us.
-    """
-
-    servers: tuple[ServerReport, ...]
-    alarms: tuple[str, ...] | None = None
-    members: int | None = None
-    compacted: bool | None = None
 
 
 async def survey(servers: Servers, key: str) -> Survey:

@@ -7,8 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from coordinator.etcd import ServerReport, Survey
-from coordinator.fitness import Level, certificate_findings, store_findings
+from coordinator.fitness import (
+    Level,
+    ServerReport,
+    Survey,
+    certificate_findings,
+    store_findings,
+)
 
 GOOD = ServerReport(
     "http://a:1", version="3.5.30", cluster=7, member=1, leader=1, size=1000, revision=20_000

@@ -13,7 +13,7 @@ KEEP ?=
 
 MADE := .venv/made
 
-.PHONY: .venv check clean constraints demo help lab test
+.PHONY: .venv check clean constraints demo help lab man test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ check: $(MADE)  ## ruff and mypy --strict over everything
 	@.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+man: $(MADE)  ## the manual, a page a command, in build/man
+	@.venv/bin/python -m cli.manpages build/man
 
 constraints:  ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	@fresh=$$(mktemp -d)

@@ -138,12 +138,16 @@ def _check(settings: AgentSettings) -> None:
 
 async def _serve(settings: AgentSettings, bus: SysfsBus, run_dir: Path) -> None:
     metrics = Metrics()
+    keys = Keys(settings.cluster)
     store = EtcdStore(
-        settings.endpoints, timeout=settings.timeout, credentials=settings.credentials
+        settings.endpoints,
+        timeout=settings.timeout,
+        credentials=settings.credentials,
+        probe=keys.hold,
     )
     parts = Parts(
         store=MeteredStore(store, metrics),
-        keys=Keys(settings.cluster),
+        keys=keys,
         clock=SystemClock(),
         # Seeded by the system: no two agents may ever draw the same instance id.
         rng=random.Random(secrets.randbits(256)),  # noqa: S311 - see above

@@ -80,7 +80,12 @@ class Call:
 
         chosen = self.settings
         keys = Keys(parse_label(chosen.cluster, "cluster name"))
-        store = EtcdStore(chosen.urls, timeout=chosen.patience, credentials=chosen.credentials)
+        store = EtcdStore(
+            chosen.urls,
+            timeout=chosen.patience,
+            credentials=chosen.credentials,
+            probe=keys.hold,
+        )
         client = Client(
             store, keys, SystemClock(), self.rng, patience=chosen.patience, asked_by=_who()
         )

@@ -130,7 +130,7 @@ async def _examine_store(client: Client) -> tuple[Survey, list[Finding]]:
 
     store = client.store
     assert isinstance(store, EtcdStore)
-    survey = await store.survey(client.keys.hold)
+    survey = await store.survey()
     findings = list(store_findings(survey))
     for server in survey.servers:
         if server.certificate is not None:
@@ -194,14 +194,13 @@ def _json(examined: _Examined) -> dict[str, Any]:
 
 
 def _server_json(server: ServerReport) -> dict[str, object]:
-    answers = server.why is None
     return {
         "endpoint": server.endpoint,
         "error": server.why,
-        "version": server.version if answers else None,
-        "cluster": f"{server.cluster:x}" if answers else None,
-        "leader": server.member == server.leader if answers else None,
-        "bytes": server.size if answers else None,
+        "version": server.version,
+        "cluster": f"{server.cluster:x}" if server.why is None else None,
+        "leader": None if server.leader is None else server.member == server.leader,
+        "bytes": server.size,
     }
 
 
@@ -223,7 +222,7 @@ _SERVERS: View[ServerReport] = View(
             one.endpoint,
             one.version,
             _role(one),
-            f"{one.size / 2**20:.1f}" if one.why is None else None,
+            None if one.size is None else f"{one.size / 2**20:.1f}",
         )
     ],
     json=_server_json,
@@ -231,9 +230,11 @@ _SERVERS: View[ServerReport] = View(
 )
 
 
-def _role(server: ServerReport) -> str:
+def _role(server: ServerReport) -> str | None:
     if server.why is not None:
         return "unreachable"
+    if server.leader is None:
+        return None
     return "leader" if server.member == server.leader else "follower"
 
 

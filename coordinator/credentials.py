@@ -131,7 +131,7 @@ class Certificates:
                 return pems
         raise _wrong("cert", self._files[1], "it and its key change all the time", "try again")
 
-    def context(self) -> ssl.SSLContext:
+    def context(self, protocol: str = "h2") -> ssl.SSLContext:
         """The same for Python's own TLS, which says what is wrong where gRPC does not.
 
         Raises:
@@ -143,7 +143,7 @@ class Certificates:
         except (ssl.SSLError, OSError) as error:
             why = _why(error, "has no certificate in PEM")
             raise _wrong("cacert", cacert, why) from None
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols([protocol])
         if cert is not None and key is not None:
             try:
                 context.load_cert_chain(cert, key, password=_none)

@@ -37,16 +37,17 @@ _SOON = timedelta(days=14)  # in which a certificate is to be renewed
 class ServerReport:
     """One server. `why` says why it could not be asked; nothing else is known then.
 
-    `certificate` is the one that it shows, in DER.
+    None is what it does not tell us: with authentication on it tells some of it to root alone.
+    `leader` is 0 where it has none; `certificate` is the one that it shows, in DER.
     """
 
     endpoint: str
     why: str | None = None
-    version: str = ""
+    version: str | None = None
     cluster: int = 0
     member: int = 0
-    leader: int = 0
-    size: int = 0
+    leader: int | None = None
+    size: int | None = None
     revision: int = 0
     certificate: bytes | None = None
 
@@ -94,10 +95,10 @@ def _server(server: ServerReport) -> Iterator[Finding]:
         yield Finding(Level.FAULT, "unreachable", server.endpoint, server.why)
         return
     yield from _version(server)
-    if not server.leader:
+    if server.leader == 0:
         why = "it has no leader: it is cut off, or there is no majority"
         yield Finding(Level.FAULT, "leader", server.endpoint, why)
-    if server.size > 0.8 * _DEFAULT_QUOTA:
+    if server.size is not None and server.size > 0.8 * _DEFAULT_QUOTA:
         why = (
             f"{server.size / 2**30:.1f} GiB, near the default quota of 2 GiB: compact, defragment, "
             "or raise --quota-backend-bytes"
@@ -106,6 +107,8 @@ def _server(server: ServerReport) -> Iterator[Finding]:
 
 
 def _version(server: ServerReport) -> Iterator[Finding]:
+    if server.version is None:
+        return
     version = tuple(int(number) for number in re.findall(r"\d+", server.version)[:3])
     sound = next((sound for sound in _SOUND if sound[:2] == version[:2]), None)
     if version < _SUPPORTED:

@@ -7,9 +7,12 @@ spoken: etcd sees a connection that ends.
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
 import socket
 import ssl
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from coordinator.errors import Misconfigured
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from coordinator.credentials import Certificates
     from coordinator.endpoints import Endpoint
 
-__all__ = ["certificate_of", "why_unreachable"]
+__all__ = ["certificate_of", "version_of", "why_unreachable"]
 
 _TIME = 2.0  # seconds for all of it
 _REFUSAL = 0.2  # seconds in which a server that refuses our certificate says so
@@ -50,6 +53,28 @@ async def certificate_of(endpoint: Endpoint, certificates: Certificates) -> byte
         return shown
     finally:
         writer.transport.abort()
+
+
+async def version_of(endpoint: Endpoint, certificates: Certificates) -> str | None:
+    """The version that a server tells over HTTP to whoever may connect; None: it does not."""
+    try:
+        return await asyncio.to_thread(_version, endpoint, certificates)
+    except (Misconfigured, OSError, http.client.HTTPException, ValueError):
+        return None
+
+
+def _version(endpoint: Endpoint, certificates: Certificates) -> str | None:
+    connection = (
+        http.client.HTTPSConnection(
+            endpoint.host, endpoint.port, timeout=_TIME, context=certificates.context("http/1.1")
+        )
+        if endpoint.secure
+        else http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=_TIME)
+    )
+    with closing(connection):
+        connection.request("GET", "/version")
+        told = json.load(connection.getresponse())
+    return str(told["etcdserver"]) if isinstance(told, dict) and "etcdserver" in told else None
 
 
 async def _secure(endpoint: Endpoint, certificates: Certificates) -> str | None:

@@ -14,6 +14,7 @@ from coordinator.errors import LeaseGone, Misconfigured
 from coordinator.etcd.messages import (
     range_request,
     range_result,
+    to_bytes,
     txn_request,
     txn_result,
 )
@@ -38,7 +39,7 @@ class EtcdStore:
 
     `endpoints` are URLs, `https://` ones with `credentials`; `timeout` is the seconds in which a
     call ends one way or the other, of which an endpoint gets a part. `rng` spreads the pauses
-    between attempts.
+    between attempts; `probe` is a key that may be read by us, by which a server is known.
 
     A write whose task is cancelled may have been done, as with `OutcomeUnknown`.
 
@@ -53,13 +54,14 @@ class EtcdStore:
         timeout: float = 10.0,
         rng: random.Random | None = None,
         credentials: Credentials = _NONE,
+        probe: str = "/mdevns/",
     ) -> None:
         if timeout <= 0:
             raise Misconfigured("etcd timeout", f"{timeout} s is no time", "give more than 0")
         parsed = parse_endpoints(endpoints)
         credentials.check(parsed)
         rng = rng or random.Random()  # noqa: S311 - spreads pauses, guards no secret
-        self._servers = Servers(parsed, credentials, timeout, rng)
+        self._servers = Servers(parsed, credentials, timeout, rng, to_bytes(probe))
 
     async def txn(self, txn: Txn) -> TxnResult:
         """Apply a transaction. See `Store.txn`.
@@ -147,12 +149,9 @@ class EtcdStore:
         )
         return str(reply.version)
 
-    async def survey(self, key: str) -> Survey:
-        """What every server says of itself, and one of them of the whole; never an error.
-
-        `key` is one that may be read by us.
-        """
-        return await survey(self._servers, key)
+    async def survey(self) -> Survey:
+        """What every server says of itself, and one of them of the whole; never an error."""
+        return await survey(self._servers)
 
     def begin_anew(self) -> None:
         """Let the next answer be the first one. See `Store.begin_anew`."""

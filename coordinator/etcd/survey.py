@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from etcd3 import etcdrpc
 
 from coordinator.errors import Compacted, MdevnsError
-from coordinator.etcd.diagnosis import certificate_of
-from coordinator.etcd.messages import to_bytes
+from coordinator.etcd.diagnosis import certificate_of, version_of
 from coordinator.fitness import ServerReport, Survey
 
 if TYPE_CHECKING:
-    from coordinator.etcd.servers import Server, Servers
+    from coordinator.etcd.servers import Server, Servers, Terms
 
 __all__ = ["survey"]
 
 _TOGETHER = 16  # servers that are asked side by side
 
 
-async def survey(servers: Servers, key: str) -> Survey:
-    """Ask all servers, and of the whole the first one that answers; `key` may be read by us."""
+async def survey(servers: Servers) -> Survey:
+    """Ask all servers, and of the whole the first one that answers."""
     gate = asyncio.Semaphore(_TOGETHER)
 
     async def ask(server: Server) -> ServerReport:
@@ -35,31 +35,33 @@ async def survey(servers: Servers, key: str) -> Survey:
         reports,
         await _alarms(servers),
         await _members(servers),
-        await _compacted(servers, to_bytes(key)),
+        await _compacted(servers),
     )
 
 
 async def _ask(servers: Servers, server: Server) -> ServerReport:
     endpoint = str(server.endpoint)
     try:
-        status = await servers.ask(
-            server,
-            lambda server, terms: server.stubs.maintenance.Status(
-                etcdrpc.StatusRequest(), **terms.unary
-            ),
-        )
+        header = (await servers.ask(server, servers.probe)).header
     except MdevnsError as error:
         return ServerReport(endpoint, why=error.why)
-    return ServerReport(
+    report = ServerReport(
         endpoint,
-        version=status.version,
-        cluster=status.header.cluster_id,
-        member=status.header.member_id,
-        leader=status.leader,
-        size=status.dbSize,
-        revision=status.header.revision,
+        version=await version_of(server.endpoint, server.certificates),
+        cluster=header.cluster_id,
+        member=header.member_id,
+        revision=header.revision,
         certificate=await certificate_of(server.endpoint, server.certificates),
     )
+    try:
+        status = await servers.ask(server, _status)
+    except MdevnsError:  # with authentication on it is told to root alone (3.5.30)
+        return report
+    return replace(report, version=status.version, leader=status.leader, size=status.dbSize)
+
+
+def _status(server: Server, terms: Terms) -> Any:
+    return server.stubs.maintenance.Status(etcdrpc.StatusRequest(), **terms.unary)
 
 
 async def _alarms(servers: Servers) -> tuple[str, ...] | None:
@@ -85,9 +87,9 @@ async def _members(servers: Servers) -> int | None:
     return len(reply.members)
 
 
-async def _compacted(servers: Servers, key: bytes) -> bool | None:
+async def _compacted(servers: Servers) -> bool | None:
     """Whether its first revision is forgotten, so that somebody compacts it now and then."""
-    request = etcdrpc.RangeRequest(key=key, revision=1, count_only=True)
+    request = etcdrpc.RangeRequest(key=servers.probed, revision=1, count_only=True)
     try:
         await servers.call(lambda server, terms: server.stubs.kv.Range(request, **terms.unary))
     except Compacted:

@@ -81,7 +81,9 @@ def test_the_sample_explains_every_key(tmp_path: Path) -> None:
     load(str(SAMPLE), {}, {}).check_agent()
 
 
-@pytest.mark.parametrize("script", ["deploy/install", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["deploy/install", "deploy/pki/mdevns-pki", "deploy/pki/mdevns-etcd-auth", ".ci/run"]
+)
 def test_scripts_are_well_formed(script: str) -> None:
     """Shellcheck has nothing to say."""
     done = subprocess.run(

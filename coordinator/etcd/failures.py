@@ -44,7 +44,11 @@ class TokenRefused(NotAllowed):
     etcd looks at a token before a request enters Raft, and at the revision of the users and
     roles instead of applying it (etcd: server/auth/store.go, apply_auth.go), so that nothing
     was done.
+
+    `token` is the one that was refused.
     """
+
+    token: str | None = None
 
 
 # What etcd answers before a request enters Raft, so that the request is certainly not applied

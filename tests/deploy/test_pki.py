@@ -34,7 +34,7 @@ DEADLINE = 60.0  # seconds for what takes one or two
 
 def pki(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Make a certificate."""
-    command = [SCRIPTS / "mdevns-pki", directory, *arguments]
+    command: list[str | Path] = [SCRIPTS / "mdevns-pki", directory, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

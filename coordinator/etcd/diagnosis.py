@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from coordinator.errors import Misconfigured
 
@@ -21,14 +21,21 @@ if TYPE_CHECKING:
     from coordinator.credentials import Certificates
     from coordinator.endpoints import Endpoint
 
-__all__ = ["certificate_of", "version_of", "why_unreachable"]
+__all__ = ["Reason", "certificate_of", "version_of", "why_unreachable"]
 
 _TIME = 2.0  # seconds for all of it
 _REFUSAL = 0.2  # seconds in which a server that refuses our certificate says so
 
 
-async def why_unreachable(endpoint: Endpoint, certificates: Certificates) -> str | None:
-    """The reason in words; None when there is none to be found."""
+class Reason(NamedTuple):
+    """Why there is no connection. `lasting`: not by waiting, somebody has to mend it."""
+
+    text: str
+    lasting: bool
+
+
+async def why_unreachable(endpoint: Endpoint, certificates: Certificates) -> Reason | None:
+    """The reason; None when there is none to be found."""
     try:
         async with asyncio.timeout(_TIME):
             if endpoint.secure:
@@ -77,16 +84,17 @@ def _version(endpoint: Endpoint, certificates: Certificates) -> str | None:
     return str(told["etcdserver"]) if isinstance(told, dict) and "etcdserver" in told else None
 
 
-async def _secure(endpoint: Endpoint, certificates: Certificates) -> str | None:
+async def _secure(endpoint: Endpoint, certificates: Certificates) -> Reason | None:
     try:
         context = certificates.context()
         reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=context)
     except Misconfigured as error:
-        return error.message
+        return Reason(error.message, lasting=True)
     except ssl.SSLError as error:
         return _refused(error, certificates)
     except ConnectionResetError:
-        return "it hangs up on TLS; if it speaks none, write http://"
+        # A server that ends does so too, so it may be there again.
+        return Reason("it hangs up on TLS; if it speaks none, write http://", lasting=False)
     except OSError as error:
         return _reason(error)
     # TLS 1.3 lets a client end its handshake before the server has looked at its certificate:
@@ -103,14 +111,14 @@ async def _secure(endpoint: Endpoint, certificates: Certificates) -> str | None:
     return None
 
 
-async def _plain(endpoint: Endpoint) -> str | None:
+async def _plain(endpoint: Endpoint) -> Reason | None:
     try:
         _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
     except OSError as error:
         return _reason(error)
     writer.close()
     if await _speaks_tls(endpoint):
-        return "it speaks TLS: write https://"
+        return Reason("it speaks TLS: write https://", lasting=True)
     return None
 
 
@@ -127,14 +135,18 @@ async def _speaks_tls(endpoint: Endpoint) -> bool:
     return True
 
 
-def _reason(error: OSError) -> str | None:
+def _reason(error: OSError) -> Reason | None:
     if isinstance(error, socket.gaierror):
-        return f"no such host: {error.strerror}"
+        return Reason(f"no such host: {error.strerror}", lasting=False)
     # asyncio's own text has the address; of several addresses that failed it has no errno.
-    return os.strerror(error.errno).lower() if error.errno else None
+    return Reason(os.strerror(error.errno).lower(), lasting=False) if error.errno else None
 
 
-def _refused(error: ssl.SSLError, certificates: Certificates) -> str:
+def _refused(error: ssl.SSLError, certificates: Certificates) -> Reason:
+    return Reason(_handshake(error, certificates), lasting=True)
+
+
+def _handshake(error: ssl.SSLError, certificates: Certificates) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         # OpenSSL's words: expired, of another name, signed by somebody unknown.
         return f"its certificate is not trusted: {error.verify_message}".rstrip(".")

@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from coordinator.credentials import Certificates
 from coordinator.errors import Misconfigured, OutcomeUnknown, Unreachable
-from coordinator.etcd.diagnosis import why_unreachable
+from coordinator.etcd.diagnosis import Reason, why_unreachable
 from coordinator.etcd.failures import FOREIGN, TokenRefused, failure
 from coordinator.etcd.tokens import Tokens
 from coordinator.history import History
@@ -123,6 +123,8 @@ class Server:
         self.certificates = Certificates(credentials)
         self._stubs: Stubs | None = None
         self._old: list[Stubs] = []
+        self.reason: Reason | None = None
+        """Why it could not be connected to when that was last tried."""
         self.known = False
         """Whether the connection that stands was seen to lead to the store of all others."""
 
@@ -158,7 +160,8 @@ class Server:
                     await self.stubs.channel.wait_for_state_change(state)
                     state = self._state()
         except TimeoutError:
-            raise Unreachable(self.who, "no connection in time", _IS_IT_THERE) from None
+            raise self._no_connection("no connection in time") from None
+        self.reason = None
 
     def _state(self) -> grpc.ChannelConnectivity:
         try:
@@ -179,9 +182,13 @@ class Server:
 
     async def _unreachable(self, otherwise: str) -> Unreachable:
         """The error of a connection that failed, with a reason where one can be found."""
-        why = await why_unreachable(self.endpoint, self.certificates)
-        hint = _IS_IT_THERE if why is None else "nothing was done"
-        return Unreachable(self.who, why or otherwise, hint)
+        self.reason = await why_unreachable(self.endpoint, self.certificates) or self.reason
+        return self._no_connection(otherwise)
+
+    def _no_connection(self, otherwise: str) -> Unreachable:
+        if self.reason is None:
+            return Unreachable(self.who, otherwise, _IS_IT_THERE)
+        return Unreachable(self.who, self.reason.text, "nothing was done")
 
     async def close(self) -> None:
         """Let go of all connections; calls under way on them are cancelled."""
@@ -261,13 +268,18 @@ class Servers:
         return await self._sent(server, send, end, token, writes=False)
 
     def retrying(self, stop: StopBaseT) -> AsyncRetrying:
-        """Try again what is `Unreachable`, with pauses, as long as the store is open."""
+        """Try again what is `Unreachable`, with pauses, as long as there is hope."""
         return AsyncRetrying(
-            retry=retry_if_exception(lambda e: isinstance(e, Unreachable) and not self.closed),
+            retry=retry_if_exception(lambda e: isinstance(e, Unreachable) and self._hopes()),
             wait=self._pause,
             stop=stop,
             reraise=True,
         )
+
+    def _hopes(self) -> bool:
+        """Whether the store is open, and a server may be there by waiting."""
+        lasting = (server.reason is not None and server.reason.lasting for server in self._all)
+        return not (self.closed or all(lasting))
 
     def _pause(self, state: RetryCallState) -> float:
         """No pause until every server was asked, then longer and longer ones, spread."""

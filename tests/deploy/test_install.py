@@ -82,7 +82,14 @@ def test_the_sample_explains_every_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["deploy/install", "deploy/pki/mdevns-pki", "deploy/pki/mdevns-etcd-auth", ".ci/run"]
+    "script",
+    [
+        "deploy/install",
+        "deploy/pki/mdevns-pki",
+        "deploy/pki/mdevns-etcd-auth",
+        "deploy/compose/certificates",
+        ".ci/run",
+    ],
 )
 def test_scripts_are_well_formed(script: str) -> None:
     """Shellcheck has nothing to say."""

@@ -167,7 +167,7 @@ def _active(claim: Claim, facts: Facts) -> Decision:
     if facts.sight is not Sight.ABSENT:
         # Another device, or made again by somebody else since the boot: taken note of.
         return _when_settled(facts, Action.ADOPT_OVER)
-    return Decision(Action.LOSE)
+    return Decision(Action.BEGIN if _starts_now(claim, facts) else Action.LOSE)
 
 
 def _removing(_: Claim, facts: Facts) -> Decision:
@@ -184,10 +184,15 @@ def _removing(_: Claim, facts: Facts) -> Decision:
 def _defined(claim: Claim, facts: Facts) -> Decision:
     if facts.sight is not Sight.ABSENT:
         return _when_settled(facts, Action.ADOPT_OVER)
-    # Once a boot: whatever was begun, stopped or lost in this boot has stamped it.
-    if claim.autostart and claim.boot_id != facts.boot_id and facts.offers:
-        return Decision(Action.BEGIN)
-    return _NOTHING
+    return Decision(Action.BEGIN) if _starts_now(claim, facts) else _NOTHING
+
+
+def _starts_now(claim: Claim, facts: Facts) -> bool:
+    """Whether it is to start by itself: once a boot, on a parent that is there.
+
+    Whatever was begun, stopped or lost in this boot has stamped it.
+    """
+    return claim.autostart and claim.boot_id != facts.boot_id and facts.offers
 
 
 _BY_STATE: dict[ClaimState, Callable[[Claim, Facts], Decision]] = {

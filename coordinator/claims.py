@@ -181,8 +181,10 @@ class Claims:
     def begin(
         self, claim: Claim, *, boot_id: str, now: str, error: LastError | None = None
     ) -> Change:
-        """reserved, creating or defined → creating: from here on a device may exist.
+        """reserved, creating, defined or active → creating: from here on a device may exist.
 
+        An active one was lost with an earlier boot, and is to start by itself: losing it and
+        beginning it are one commit.
         Detaches the reservation's lease. Beginning again moves the revision, so that every
         write to `create` follows a begin of its own enrolment (design 5, rule 1). `error` is
         why the write before it did not do, for `show`.
@@ -192,6 +194,7 @@ class Claims:
             claim.value(),
             state=ClaimState.CREATING,
             first=claim.first or claim.state is ClaimState.RESERVED,
+            adopted=False,
             boot_id=boot_id,
             error=error,
             since=claim.since if again else now,

@@ -107,6 +107,7 @@ _ROWS: tuple[
     (_C, _E.UNDO, (_M,), (_AGENT,)),
     (_C, _E.ABORT, (_FREE, _D), (_AGENT,)),
     (_C, _E.ADOPT, (_A,), (_AGENT,)),
+    (_A, _E.BEGIN, (_C,), (_AGENT,)),
     (_A, _E.RETIRE, (_M,), (_OPERATOR,)),
     (_A, _E.LOSE, (_FREE, _D), (_AGENT,)),
     (_A, _E.ADOPT, (_A,), (_AGENT,)),

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent import simulated
 from agent.daemon import Agent, AgentSettings
 from agent.enrolment import Parts
 from agent.simulated import SimulatedBus
-from agent.workers import Workers
+from agent.workers import OrderKind, Workers
 from coordinator import reserving
 from coordinator.client import Client
 from coordinator.clock import SystemClock
@@ -29,9 +30,10 @@ from tests.support.counting import CountingStore
 from tests.support.waiting import wait_until_async
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from agent.workers import Answer, Order
     from coordinator.client import Result
     from coordinator.embedded import EmbeddedEtcd
 
@@ -40,7 +42,23 @@ pytestmark = pytest.mark.etcd
 HOST = "gpu01"
 PARENTS, ROOM, PER_PARENT = 8, 32, 4
 BULK = 126  # names that fit one transaction (etcd-reference.md)
+WHOLE = 128  # a whole host's devices, 8 GPUs x 16 (design 2)
+ATTRIBUTE = "vgpu_params"
 RESCAN = 0.2  # seconds
+
+
+class _Workers(Workers):
+    """Workers that note how many commits were asked for before each create."""
+
+    def __init__(self, bus: SimulatedBus, run_dir: Path, store: CountingStore) -> None:
+        super().__init__(bus.spec, run_dir, per_parent=PER_PARENT)
+        self._store = store
+
+    async def order(self, order: Order, *, deadline: Callable[[], float]) -> Answer:
+        """As the workers."""
+        if order.kind is OrderKind.CREATE:
+            self._store.commits_before_creates.append(self._store.commits)
+        return await super().order(order, deadline=deadline)
 
 
 @dataclass
@@ -54,6 +72,14 @@ class World:
     def truth(self) -> truth.Truth:
         """What is in etcd and in the kernel now."""
         return truth.look(self.endpoint, self.keys.cluster, {HOST: self.host.directory})
+
+    def devices(self) -> dict[str, tuple[str, str]]:
+        """Each device's parent and attribute, as `ls` and `cat` show them."""
+        found = (self.host.directory / "sys/bus/mdev/devices").iterdir()
+        return {
+            link.name: (link.resolve().parent.name, (link / ATTRIBUTE).read_text())
+            for link in found
+        }
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[CountingStore]:
@@ -79,8 +105,8 @@ class World:
         """An agent in this process, from before its enrolment until its stop."""
         settings = AgentSettings(host=HOST, session_ttl=60, rescan=RESCAN, per_parent=PER_PARENT)
         bus = SimulatedBus(self.host.directory)
-        workers = Workers(bus.spec, self.host.directory / "run", per_parent=PER_PARENT)
         async with self.store() as store:
+            workers = _Workers(bus, self.host.directory / "run", store)
             agent = Agent(
                 settings,
                 Parts(
@@ -175,6 +201,43 @@ async def test_a_start_costs_the_same_with_few_devices_and_with_many(
     assert (await _calls_of_a_start(other)) == (few, watched)
     assert (few["grant"], few["watch"], watched) == (1, 1, 1), few
     assert sum(few.values()) <= 10, few
+
+
+async def test_a_reboot_asks_the_kernel_after_few_transactions(world: World) -> None:
+    """128 autostart names are back on their parents with their attributes, at few commits."""
+    wishes = [
+        Ask(
+            name=name,
+            request="before",
+            type=TYPE,
+            host=HOST,
+            attrs=((ATTRIBUTE, f"n={number}"),),
+            persistent=True,
+            autostart=True,
+        )
+        for number, name in enumerate(_names(WHOLE))
+    ]
+    async with world.client() as (client, _), world.agent():
+        results = await create(client, wishes, ttl=60)
+        assert [result.error for result in results] == [None] * WHOLE
+    before = world.devices()
+    assert len(before) == WHOLE
+    simulated.reboot(world.host.directory)
+    assert not world.devices()
+    async with world.agent() as done:
+        await wait_until_async(lambda: sum(done.that_made("active")) == WHOLE, 60)
+        activations = done.that_made("active")
+        begun, asked = done.that_made("creating"), done.commits_before_creates[0]
+        said = f"{done.calls}; begun: {begun}; activated: {activations}; first create after {asked}"
+        # The enrolment, what is left on the parents now, and all names in two.
+        assert asked <= 4, said
+        assert sum(begun) == WHOLE, said
+        assert len(begun) <= 3, said
+        assert done.that_made("defined") == [], said
+        assert len(activations) <= WHOLE // 3, said
+        print(said)  # noqa: T201 - shown with -s
+    assert world.devices() == before
+    world.truth().assert_sound()
 
 
 async def test_concurrent_single_requests_share_their_commits(world: World) -> None:

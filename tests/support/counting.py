@@ -18,7 +18,10 @@ __all__ = ["CountingStore"]
 
 
 class CountingStore:
-    """`inner`, with `calls` by kind, all `txns` and the `grants`' times to live, in order."""
+    """`inner`, with `calls` by kind, all `txns` and the `grants`' times to live, in order.
+
+    Whoever asks the kernel notes `commits` in `commits_before_creates`.
+    """
 
     def __init__(self, inner: Store) -> None:
         self.inner = inner
@@ -30,6 +33,12 @@ class CountingStore:
         self.txns: list[Txn] = []
         self.grants: list[int] = []
         self.watched: list[str] = []
+        self.commits_before_creates: list[int] = []
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were asked for that may write."""
+        return sum(bool(_writes(txn)) for txn in self.txns)
 
     def that_made(self, state: str) -> list[int]:
         """For each transaction with claims put in this state, how many (`_made` has more)."""

@@ -29,9 +29,11 @@ def name(number: int) -> Name:
 NAME = name(1)
 
 
-def wish(host: str = HOST, parent: str = PARENT, *, persistent: bool = False) -> Wish:
+def wish(
+    host: str = HOST, parent: str = PARENT, *, persistent: bool = False, autostart: bool = False
+) -> Wish:
     """A wish for a device."""
-    return Wish(host=host, parent=parent, type=TYPE, persistent=persistent)
+    return Wish(host=host, parent=parent, type=TYPE, persistent=persistent, autostart=autostart)
 
 
 @dataclass

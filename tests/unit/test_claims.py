@@ -177,6 +177,17 @@ async def test_a_loss_keeps_the_boot_in_which_the_device_was_last_seen(desk: Des
     assert (lost.state, lost.boot_id) == (ClaimState.DEFINED, "b1")
 
 
+async def test_what_a_new_boot_begins_again_is_ours_whoever_made_it_before(desk: Desk) -> None:
+    """An adopted device is gone with its boot, and the one that follows is made by its agent."""
+    active = await desk.active(wanted=wish(persistent=True, autostart=True))
+    adopted = await desk.made(
+        desk.claims.adopt_over(active, parent=PARENT, type_=TYPE, boot_id="b1", now="t")
+    )
+    begun = await desk.made(desk.claims.begin(adopted, boot_id="b2", now="t"))
+    assert (begun.state, begun.boot_id, begun.adopted) == (ClaimState.CREATING, "b2", False)
+    assert (begun.autostart, begun.first) == (True, False)
+
+
 async def test_a_stop_keeps_the_definition_and_stamps_the_boot(desk: Desk) -> None:
     """What was stopped is not started by autostart in the same boot."""
     active = await desk.active(wanted=wish(persistent=True))

@@ -161,13 +161,23 @@ def test_a_device_that_was_made_again_since_the_boot_is_adopted() -> None:
 
 
 def test_autostart_is_tried_once_a_boot() -> None:
-    """A definition that was begun, stopped or lost in this boot is not begun by autostart."""
+    """What was defined, begun, stopped or lost in this boot is not begun by autostart."""
     for claim, facts in DOMAIN:
-        if claim is not None and claim.state is ClaimState.DEFINED:
+        if claim is not None and claim.state in (ClaimState.DEFINED, ClaimState.ACTIVE):
             begins = decide(claim, facts).action is Action.BEGIN
             due = claim.autostart and claim.boot_id != BOOT
             known = facts.sight is Sight.ABSENT and not facts.in_flight
             assert begins == (due and known and facts.offers)
+
+
+def test_a_lost_device_that_does_not_start_by_itself_is_given_up() -> None:
+    """An active claim without its device is lost, unless a new boot begins it again."""
+    for claim, facts in DOMAIN:
+        if claim is None or claim.state is not ClaimState.ACTIVE or facts.in_flight:
+            continue
+        if facts.sight is Sight.ABSENT:
+            again = claim.autostart and claim.boot_id != BOOT and facts.offers
+            assert decide(claim, facts).action is (Action.BEGIN if again else Action.LOSE)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
+    from coordinator.late import LateCopies
     from coordinator.store import Store
 
 __all__ = ["GroupCommit"]
@@ -33,11 +34,19 @@ class GroupCommit:
     """Makes changes, gathered; one transaction in flight for each set of guards.
 
     `patience` in seconds is how long an unknown outcome is asked for again (None: until it
-    is answered).
+    is answered). With `late` what is asked for stays as it was answered (`coordinator.late`).
     """
 
-    def __init__(self, store: Store, *, patience: float | None, rng: random.Random) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        patience: float | None,
+        rng: random.Random,
+        late: LateCopies | None = None,
+    ) -> None:
         self._store, self._patience, self._rng = store, patience, rng
+        self._late = late
         self._waiting: dict[tuple[Guard, ...], list[_Asked]] = {}
         self._tasks: dict[tuple[Guard, ...], asyncio.Task[None]] = {}
 
@@ -104,12 +113,15 @@ class GroupCommit:
             self._waiting[guards] = waiting[size:]
         return waiting[:size]
 
+    async def _transact(self, guards: Sequence[Guard], changes: Sequence[Change]) -> list[Answer]:
+        if self._late is not None:
+            return await self._late.transact(guards, changes)
+        return await transact(self._store, guards, changes, patience=self._patience, rng=self._rng)
+
     async def _send(self, guards: tuple[Guard, ...], batch: list[_Asked]) -> None:
         changes = [one.change for one in batch]
         try:
-            answers = await transact(
-                self._store, guards, changes, patience=self._patience, rng=self._rng
-            )
+            answers = await self._transact(guards, changes)
         except (LeaseGone, TooLarge) as error:
             if len(batch) > 1:
                 for one in batch:

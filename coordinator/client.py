@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from coordinator.batch import GroupCommit
 from coordinator.claims import UNTOLD, Claims, Hold
 from coordinator.errors import MdevnsError, NameTaken, OutcomeUnknown, StoreError
+from coordinator.late import LateCopies
 from coordinator.leases import SharedLeases
 from coordinator.views import Views
 
@@ -60,7 +61,8 @@ class Client:
         self.leases = SharedLeases(store, clock)
         self.views = Views(store, keys)
         self.patience, self.rng = patience, rng
-        self._commit = GroupCommit(store, patience=patience, rng=rng)
+        late = LateCopies(store, keys, patience=patience, rng=rng)
+        self._commit = GroupCommit(store, patience=patience, rng=rng, late=late)
 
     async def commit(self, changes: Sequence[Change], *guards: Guard) -> list[Answer]:
         """Make changes that an operator may make: refused while a store is being restored."""

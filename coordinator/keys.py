@@ -98,6 +98,10 @@ class Keys:
         """How a request failed for one name."""
         return f"{self.root}outcomes/{request}/{name}"
 
+    def spent(self, id_: str) -> str:
+        """A transaction of which no copy may be applied any more (`coordinator.late`)."""
+        return f"{self.root}spent/{id_}"
+
     @property
     def audits(self) -> str:
         """The prefix of the records of forced acts."""

@@ -149,15 +149,20 @@ async def transact(
     *,
     patience: float | None,
     rng: random.Random,
+    doubted: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
     """Make `changes` (which fit one transaction) in one commit; an answer for each, in order.
+
+    `doubted` as in `settle`.
 
     Raises:
         MdevnsError: a guard does not hold; nothing was done.
         StoreError: as `settle`.
     """
     try:
-        result = await settle(store, transaction(guards, changes), patience=patience, rng=rng)
+        result = await settle(
+            store, transaction(guards, changes), patience=patience, rng=rng, doubted=doubted
+        )
     except StoreReadOnly as error:
         return await _looked_up(store, changes, error)
     return answers(guards, changes, result)
@@ -210,13 +215,19 @@ def _guard_error(guards: Sequence[Guard], result: TxnResult) -> MdevnsError:
 
 
 async def settle(
-    store: Store, txn: Txn, *, patience: float | None, rng: random.Random
+    store: Store,
+    txn: Txn,
+    *,
+    patience: float | None,
+    rng: random.Random,
+    doubted: Callable[[], None] = lambda: None,
 ) -> TxnResult:
     """Apply a transaction, sending the very same one again while its outcome is unknown.
 
     Its compares make a second application impossible, so sending it again is asking. Nothing
     else may be done with its names until this returns. `patience` in seconds bounds it, None
-    does not.
+    does not. `doubted` is called when an outcome was unknown: copies may then be under way
+    for longer than this takes.
 
     Raises:
         OutcomeUnknown: patience is over and it may have been, or may yet be, applied.
@@ -226,6 +237,7 @@ async def settle(
         return await store.txn(txn)
     except OutcomeUnknown as error:
         unknown = error
+    doubted()
     # From here on no refusal but these two says anything about the first copy: on a lease that
     # is gone, or over the limits, no copy is ever applied.
     retrying = AsyncRetrying(

@@ -1,0 +1,108 @@
+"""Copies of a reservation that may still be under way: harmless before anybody is answered.
+
+A reservation compares that its name is free, which can become true again. A copy of it that
+arrives when the name was given back would take it anew, and its host would make the device.
+So each such transaction compares, too, that a key of its own is absent. When its outcome was
+unknown for a while, that key is put before anybody is answered, on the lease that the
+reservation names: a copy is refused by the key while the lease lives, and by the lease after.
+It costs a commit where an answer was lost, and nothing where none was.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.errors import LeaseGone, MdevnsError, OutcomeUnknown, StoreError, Unreachable
+from coordinator.store import Put, Txn, absent
+from coordinator.transactions import Guard, settle, transact
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from coordinator.keys import Keys
+    from coordinator.store import Store
+    from coordinator.transactions import Answer, Change
+
+__all__ = ["LateCopies"]
+
+
+@dataclass(slots=True)
+class _Sent:
+    """One transaction: its own key, a lease without which it is refused, and whether it may lag."""
+
+    key: str
+    lease: int
+    may_be_late: bool = False
+
+    @property
+    def guard(self) -> Guard:
+        return Guard(absent(self.key), Unreachable, self.key, "this copy came late")
+
+    def doubted(self) -> None:
+        self.may_be_late = True
+
+
+class LateCopies:
+    """Sends the transactions of one process; `patience` as in `settle`."""
+
+    def __init__(
+        self, store: Store, keys: Keys, *, patience: float | None, rng: random.Random
+    ) -> None:
+        self._store, self._keys = store, keys
+        self._patience, self._rng = patience, rng
+        self._owed: list[_Sent] = []
+
+    async def transact(self, guards: Sequence[Guard], changes: Sequence[Change]) -> list[Answer]:
+        """As `transactions.transact`; what was sent before can no longer be applied late.
+
+        Raises:
+            OutcomeUnknown: also when it is known what stands, and not whether it stays so.
+        """
+        await self._spend()
+        # Any of its leases will do: one that is gone refuses the whole transaction.
+        puts = (op for change in changes for op in change.then if isinstance(op, Put))
+        lease = next((put.lease for put in puts if put.lease), 0)
+        sent = _Sent(self._keys.spent(f"{self._rng.getrandbits(64):016x}"), lease)
+        if lease:
+            guards = (*guards, sent.guard)
+        try:
+            answers = await transact(
+                self._store,
+                guards,
+                changes,
+                patience=self._patience,
+                rng=self._rng,
+                doubted=sent.doubted,
+            )
+        except MdevnsError as error:
+            self._owe(sent)
+            if not isinstance(error, OutcomeUnknown):
+                await self._spend_what_was_answered()
+            raise
+        self._owe(sent)
+        await self._spend_what_was_answered()
+        return answers
+
+    def _owe(self, sent: _Sent) -> None:
+        if sent.may_be_late and sent.lease:
+            self._owed.append(sent)
+
+    async def _spend_what_was_answered(self) -> None:
+        try:
+            await self._spend()
+        except StoreError as error:
+            why = f"a copy of it may arrive late: {error.why}"
+            raise OutcomeUnknown(error.what, why, error.hint) from None
+
+    async def _spend(self) -> None:
+        """Put the keys of all that may be late. Nothing of them is sent any more."""
+        while self._owed:
+            sent = self._owed[0]
+            put = Txn(success=(Put(sent.key, b"", sent.lease),))
+            with suppress(LeaseGone):  # and with it every copy
+                await settle(self._store, put, patience=self._patience, rng=self._rng)
+            if sent in self._owed:
+                self._owed.remove(sent)

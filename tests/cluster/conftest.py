@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.lab.errors import BuildError
 from tests.cluster.etcd_containers import (
     Cluster,
     ContainerCluster,
@@ -15,7 +16,7 @@ from tests.cluster.etcd_containers import (
     etcd_image,
 )
 from tests.conftest import docker_runs
-from tests.support.newest_etcd import newest_etcd
+from tests.support.etcd_servers import debian_12_etcd, newest_etcd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def find_server(request: pytest.FixtureRequest) -> Callable[[], Path]:
-    """Finds the etcd that members run, says which it is, and may take seconds to fetch it."""
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Tells whoever runs the tests what they run on."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():  # a run says what it ran on
-            print(f"\ncluster tests: {line}")  # noqa: T201 - see the line above
+        with capture.global_and_fixture_disabled():
+            print(f"\ncluster tests: {line}")  # noqa: T201 - a run says what it ran on
+
+    return say
+
+
+@pytest.fixture(scope="session")
+def find_server(say: Callable[[str], None]) -> Callable[[], Path]:
+    """Finds the etcd that members run, says which it is, and may take seconds to fetch it."""
 
     @cache
     def find() -> Path:
@@ -43,7 +51,19 @@ def find_server(request: pytest.FixtureRequest) -> Callable[[], Path]:
 @pytest.fixture(scope="session")
 def image(find_server: Callable[[], Path]) -> Iterator[str]:
     """The etcd image, built once."""
-    with etcd_image(find_server) as name:
+    with etcd_image(find_server, os.environ.get("MDEVNS_TEST_ETCD_IMAGE")) as name:
+        yield name
+
+
+@pytest.fixture(scope="session")
+def old_image(say: Callable[[str], None]) -> Iterator[str]:
+    """The image of the oldest etcd that is to do, built once."""
+    try:
+        server = debian_12_etcd(say)
+    except BuildError as error:
+        pytest.skip(f"etcd of Debian 12 cannot be had: {error}")
+    say(str(server))
+    with etcd_image(lambda: server.binary) as name:
         yield name
 
 

@@ -31,9 +31,10 @@ from coordinator.embedded import (
     healthy,
     wait_until,
 )
+from tests.support import rawetcd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
 # Its reaper would have to be pulled. `ContainerCluster` removes what it made by itself.
@@ -92,11 +93,11 @@ class ContainerCluster:
     """Three members on a network of their own, in a context; all of it is removed after.
 
     Clients reach a member through a port of 127.0.0.1 that is chosen once, so that its
-    endpoint is the same after a kill, a cut or a start.
+    endpoint is the same after a kill, a cut or a start. `flags` are more flags for etcd.
     """
 
-    def __init__(self, image: str, members: int = 3) -> None:
-        self._image = image
+    def __init__(self, image: str, members: int = 3, *, flags: Sequence[str] = ()) -> None:
+        self._image, self._flags = image, tuple(flags)
         self._names = [f"etcd{index}" for index in range(members)]
         self._token = f"mdevns-{uuid.uuid4().hex[:8]}"
         self._network = Network()
@@ -131,18 +132,22 @@ class ContainerCluster:
         self._ports = free_ports(len(self._names))
         self._containers.clear()
         with ExitStack() as stack:
+            stack.callback(self._remove_all)
             for index in range(len(self._names)):
-                container = self._make(index)
-                self._containers.append(container)
-                stack.callback(container.stop)
-                container.start()
+                self._containers.append(self._make(index, "new"))
+                self._containers[index].start()
             return stack.pop_all()
 
-    def _make(self, index: int) -> Any:
+    def _remove_all(self) -> None:
+        with ExitStack() as stack:  # one that cannot be removed does not keep the others
+            for container in self._containers:
+                stack.callback(container.stop)
+
+    def _make(self, index: int, of_cluster: str) -> Any:
         name = self._names[index]
         container = DockerContainer(self._image, name=f"{self._token}-{name}")
         container.with_network(self._network).with_network_aliases(name)
-        container.with_command(self._command(name))
+        container.with_command([*self._command(name), f"--initial-cluster-state={of_cluster}"])
         # Not by with_bind_ports, which would listen on all of the machine's addresses.
         container.ports[f"{CLIENT}/tcp"] = ("127.0.0.1", self._ports[index])
         return container
@@ -160,6 +165,7 @@ class ContainerCluster:
             f"--initial-cluster={peers}",
             f"--initial-cluster-token={self._token}",
             "--logger=zap",
+            *self._flags,
         ]
 
     def _wait(self, index: int) -> None:
@@ -169,6 +175,12 @@ class ContainerCluster:
 
     def _docker(self, index: int) -> Any:
         return self._containers[index].get_wrapped_container()
+
+    def _state(self, index: int) -> dict[str, Any]:
+        container = self._docker(index)
+        container.reload()
+        state: dict[str, Any] = container.attrs["State"]
+        return state
 
     @property
     def endpoints(self) -> list[str]:
@@ -198,6 +210,58 @@ class ContainerCluster:
         """Let a paused member go on."""
         self._docker(index).unpause()
 
+    def cut_peers(self, index: int) -> None:
+        """Lose every packet between a member and the others; clients reach it as before."""
+        self._cut(index, PEER)
+
+    def cut_clients(self, index: int) -> None:
+        """Lose every packet between a member and its clients; its peers reach it as before."""
+        self._cut(index, CLIENT)
+
+    def _cut(self, index: int, port: int) -> None:
+        for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
+            for end in ("--dport", "--sport"):
+                # Not on its loopback, where it is its own client.
+                rule = ["!", way, "lo", "-p", "tcp", end, str(port), "-j", "DROP"]
+                self._iptables(index, "-A", chain, *rule)
+
+    def mend(self) -> None:
+        """Start whoever was killed, let all packets through, and wait until all answer.
+
+        What was lost in a cut is not lost for good: TCP sends it again, and it arrives late.
+        """
+        for index in range(len(self._names)):
+            if self._state(index)["Running"]:
+                self._iptables(index, "-F")
+            else:
+                self.start(index, wait=False)
+        for index in range(len(self._names)):
+            self._wait(index)
+
+    def _iptables(self, index: int, *arguments: str) -> None:
+        """Change the packet filter of a member's network."""
+        missing = [one for one in ("nsenter", "iptables") if shutil.which(one) is None]
+        if missing or os.geteuid():
+            pytest.skip(f"cutting a port needs root, nsenter and iptables; missing: {missing}")
+        pid = str(self._state(index)["Pid"])
+        inside = ["nsenter", "--target", pid, "--net", "iptables", "--wait", *arguments]
+        subprocess.run(inside, check=True, capture_output=True, text=True)
+
+    def replace(self, index: int) -> None:
+        """Take a member and its data away for good, and put an empty one in its place.
+
+        The members are told first that the old one is gone, then that a new one comes, as
+        etcd's guide to runtime reconfiguration says.
+        """
+        self._containers[index].stop()
+        other = self.endpoints[(index + 1) % len(self._names)]
+        url = f"http://{self._names[index]}:{PEER}"
+        wait_until(lambda: rawetcd.remove_member(other, url), START_DEADLINE)
+        wait_until(lambda: rawetcd.add_member(other, url), START_DEADLINE)
+        self._containers[index] = self._make(index, "existing")
+        self._containers[index].start()
+        self._wait(index)
+
     def disconnect(self, index: int) -> None:
         """Take a member off the network: no peer and no client reaches it."""
         self._network._unwrap_network.disconnect(self._docker(index))
@@ -209,13 +273,12 @@ class ContainerCluster:
 
 
 @contextmanager
-def etcd_image(find: Callable[[], Path]) -> Iterator[str]:
-    """The image to run: the one that MDEVNS_TEST_ETCD_IMAGE names, else one of our own.
+def etcd_image(find: Callable[[], Path], named: str | None = None) -> Iterator[str]:
+    """The image to run: the one that is named, else one of our own.
 
     Ours is built FROM scratch with the etcd that `find` finds, under a name that nobody else
     has, and is removed after: two test runs on one machine cannot take it from each other.
     """
-    named = os.environ.get("MDEVNS_TEST_ETCD_IMAGE")
     if named:
         yield named
         return

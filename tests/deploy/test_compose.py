@@ -25,7 +25,7 @@ import pytest
 from coordinator.embedded import free_ports
 from tests.cli.driver import Cli, Done, one_line
 from tests.cluster.etcd_containers import PEER, etcd_image
-from tests.support.newest_etcd import newest_etcd
+from tests.support.etcd_servers import newest_etcd
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

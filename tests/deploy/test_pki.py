@@ -21,7 +21,7 @@ from coordinator.keys import Keys
 from coordinator.store import Put, Txn, absent, get
 from tests.cli.driver import Cli, Done
 from tests.support.agents import TYPE, AgentProcess, SimulatedHost
-from tests.support.newest_etcd import newest_etcd
+from tests.support.etcd_servers import newest_etcd
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

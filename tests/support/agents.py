@@ -148,6 +148,18 @@ class AgentProcess:
         self._process.kill()
         self._process.wait()
 
+    def pause(self) -> None:
+        """SIGSTOP, as a machine does that has no time for it. Its workers go on."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def terminate(self) -> int:
         """SIGTERM; its exit code, when it has finished what the kernel was doing."""
         assert self._process is not None

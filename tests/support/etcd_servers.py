@@ -1,9 +1,10 @@
-"""An etcd server that may be killed under load: the one at hand if it is sound, else Debian's.
+"""The etcd servers that tests run: one that may be killed under load, and an old one.
 
 etcd 3.5.0 to 3.5.2 can lose committed writes when a member is killed, and older ones revoke or
 renew leases wrongly (design 9): whatever is found with such a server proves nothing about us. A
-newer one is taken from the package `etcd-server` of a later Debian release, with the mirror of
-the machine's own sources and without touching its apt, and kept in a cache.
+newer one is taken from the package `etcd-server` of a later Debian release, and the oldest that
+is in use from Debian 12, with the mirror of the machine's own sources and without touching its
+apt; both are kept in a cache.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from deploy.lab.errors import BuildError
 from deploy.lab.shell import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["Server", "newest_etcd"]
+__all__ = ["Server", "debian_12_etcd", "newest_etcd"]
 
 # The first versions of each line without a known fault in what we rely on (design 9).
 _SOUND = {(3, 4): (3, 4, 38), (3, 5): (3, 5, 23), (3, 6): (3, 6, 5)}
 _SUITES = ("unstable", "testing", "stable")
+_DEBIAN_12, _ITS_VERSION = "bookworm", "3.4."
 _TARGETS = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
 _KEYRINGS = Path("/usr/share/keyrings")  # of Debian's package debian-archive-keyring
 _NOT_FOR_EVER = """
@@ -58,11 +60,21 @@ def newest_etcd(say: Callable[[str], None]) -> Server:
     if _is_sound(version):
         return Server(at_hand, version, "at hand, sound")
     try:
-        fetched = _cached(say)
+        fetched = _cached("server", _SUITES, _is_sound, say)
         return Server(fetched, _version(fetched), "from another Debian release")
     except (BuildError, OSError) as error:
         say(f"no newer etcd than {version} can be had: {error}")
     return Server(at_hand, version, "at hand; it may lose writes when a member is killed")
+
+
+def debian_12_etcd(say: Callable[[str], None]) -> Server:
+    """The oldest etcd that is promised to do (design 9), as Debian 12 has it: 3.4.
+
+    Raises:
+        BuildError: it cannot be had.
+    """
+    binary = _cached("debian-12", (_DEBIAN_12,), lambda v: v.startswith(_ITS_VERSION), say)
+    return Server(binary, _version(binary), "from Debian 12")
 
 
 def _version(binary: Path) -> str:
@@ -77,11 +89,13 @@ def _is_sound(version: str) -> bool:
     return numbers >= _SOUND.get((numbers[0], numbers[1]), max(_SOUND.values()))
 
 
-def _cached(say: Callable[[str], None]) -> Path:
+def _cached(
+    name: str, suites: Iterable[str], does: Callable[[str], bool], say: Callable[[str], None]
+) -> Path:
     cache = Cache(_directory(), say)
     with cache.locked():
         inputs = {"machine": platform.machine()}
-        place = cache.component("server", inputs, [], lambda into: _fetch(into, say))
+        place = cache.component(name, inputs, [], lambda into: _fetch(into, suites, does, say))
     return place / "etcd"
 
 
@@ -91,11 +105,13 @@ def _directory() -> Path:
     return (Path(chosen) if chosen else Path(user) / "mdevns").absolute() / "etcd"
 
 
-def _fetch(into: Path, say: Callable[[str], None]) -> None:
-    """Leave `etcd` in `into`, of the newest release whose package runs on this machine."""
+def _fetch(
+    into: Path, suites: Iterable[str], does: Callable[[str], bool], say: Callable[[str], None]
+) -> None:
+    """Leave `etcd` in `into`, of the first release whose package does and runs here."""
     mirror = _debian_mirror()
     why: list[str] = []
-    for suite in _SUITES:
+    for suite in suites:
         work = into / suite
         try:
             binary = _unpacked(_OtherRelease(work, say, mirror, suite), work)
@@ -103,7 +119,7 @@ def _fetch(into: Path, say: Callable[[str], None]) -> None:
         except BuildError as error:
             why.append(f"{suite}: {_gist(error)}")
         else:
-            if _is_sound(version):
+            if does(version):
                 binary.rename(into / "etcd")
                 shutil.rmtree(work)
                 return

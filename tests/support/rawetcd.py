@@ -12,7 +12,19 @@ from etcd3 import etcdrpc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["change_the_users", "compact", "put", "revision", "switch_auth_on"]
+__all__ = [
+    "add_member",
+    "alarms",
+    "change_the_users",
+    "compact",
+    "defragment",
+    "disarm",
+    "fill",
+    "put",
+    "remove_member",
+    "revision",
+    "switch_auth_on",
+]
 
 DEADLINE = 10  # seconds
 
@@ -44,6 +56,70 @@ def revision(endpoint: str) -> int:
     with _channel(endpoint) as channel:
         request = etcdrpc.RangeRequest(key=b"x", count_only=True)
         return int(etcdrpc.KVStub(channel).Range(request, timeout=DEADLINE).header.revision)
+
+
+def defragment(endpoint: str) -> None:
+    """Let one member give back what compactions left unused; it answers nobody meanwhile."""
+    with _channel(endpoint) as channel:
+        request = etcdrpc.DefragmentRequest()
+        etcdrpc.MaintenanceStub(channel).Defragment(request, timeout=DEADLINE)
+
+
+def alarms(endpoint: str) -> list[Any]:
+    """The alarms that are raised, each with its member."""
+    with _channel(endpoint) as channel:
+        request = etcdrpc.AlarmRequest(action=etcdrpc.AlarmRequest.GET)
+        return list(etcdrpc.MaintenanceStub(channel).Alarm(request, timeout=DEADLINE).alarms)
+
+
+def disarm(endpoint: str) -> None:
+    """Take all alarms back."""
+    for alarm in alarms(endpoint):
+        with _channel(endpoint) as channel:
+            request = etcdrpc.AlarmRequest(
+                action=etcdrpc.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm
+            )
+            etcdrpc.MaintenanceStub(channel).Alarm(request, timeout=DEADLINE)
+
+
+def fill(endpoint: str, key: bytes, quota: int) -> None:
+    """Write one key again and again until the space for all its versions is used up."""
+    with _channel(endpoint) as channel:
+        request = etcdrpc.PutRequest(key=key, value=bytes(1 << 20))
+        for _ in range(2 * quota >> 20):
+            try:
+                etcdrpc.KVStub(channel).Put(request, timeout=DEADLINE)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    return
+                raise
+        raise AssertionError(f"twice {quota} bytes were written and it is not full")
+
+
+def remove_member(endpoint: str, url: str) -> bool:
+    """Tell its peers that the member at a peer URL is gone; False when they would not hear it."""
+    with _channel(endpoint) as channel:
+        cluster = etcdrpc.ClusterStub(channel)
+        try:
+            members = cluster.MemberList(etcdrpc.MemberListRequest(), timeout=DEADLINE).members
+            for member in members:
+                if url in member.peerURLs:
+                    request = etcdrpc.MemberRemoveRequest(ID=member.ID)
+                    cluster.MemberRemove(request, timeout=DEADLINE)
+        except grpc.RpcError:  # no leader yet, or not enough members that are well
+            return False
+    return True
+
+
+def add_member(endpoint: str, url: str) -> bool:
+    """Tell its peers that one comes at a peer URL; False when they would not hear it."""
+    with _channel(endpoint) as channel:
+        request = etcdrpc.MemberAddRequest(peerURLs=[url])
+        try:
+            etcdrpc.ClusterStub(channel).MemberAdd(request, timeout=DEADLINE)
+        except grpc.RpcError as error:
+            return "Peer URLs already exists" in str(error)  # an earlier try was heard
+    return True
 
 
 def switch_auth_on(endpoint: str, **passwords: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Claim", "Truth", "look", "settled"]
+__all__ = ["Claim", "Name", "Truth", "look", "settled"]
 
 _DEADLINE = 10  # seconds
 _OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
@@ -40,7 +40,9 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class _Name:
+class Name:
+    """A name as its key and value say: the host that has it, or none yet."""
+
     host: str | None
     request: str
     revision: int
@@ -55,7 +57,7 @@ class Truth:
     each host has told of, and what it has told that is left on them.
     """
 
-    names: dict[str, _Name] = field(default_factory=dict)
+    names: dict[str, Name] = field(default_factory=dict)
     claims: dict[str, list[Claim]] = field(default_factory=dict)
     parents: Counter[str] = field(default_factory=Counter)
     available: Counter[str] = field(default_factory=Counter)
@@ -177,7 +179,7 @@ def _sort(truth: Truth, path: list[str], kv: Any) -> None:
     match path:
         case ["names", name]:
             value = json.loads(kv.value)
-            truth.names[name] = _Name(value["host"], value["request"], kv.mod_revision, kv.lease)
+            truth.names[name] = Name(value["host"], value["request"], kv.mod_revision, kv.lease)
         case ["hosts", host, "claims", name]:
             value = json.loads(kv.value)
             state, parent, request = value["state"], value["parent"], value["request"]

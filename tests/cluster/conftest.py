@@ -15,6 +15,7 @@ from tests.cluster.etcd_containers import (
     ProcessCluster,
     etcd_image,
 )
+from tests.cluster.stage import Stage
 from tests.conftest import docker_runs
 from tests.support.etcd_servers import debian_12_etcd, newest_etcd
 
@@ -65,6 +66,19 @@ def old_image(say: Callable[[str], None]) -> Iterator[str]:
     say(str(server))
     with etcd_image(lambda: server.binary) as name:
         yield name
+
+
+@pytest.fixture(scope="module", params=["image", "old_image"], ids=["newest", "debian-12"])
+def any_image(request: pytest.FixtureRequest) -> str:
+    """The image of each etcd that is to do, the newest and the oldest."""
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def stage(any_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Members and hosts that the tests of a module share; what they break is mended again."""
+    with Stage(any_image, tmp_path_factory.mktemp("stage")) as stage:
+        yield stage
 
 
 @pytest.fixture(scope="module")

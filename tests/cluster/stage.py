@@ -94,14 +94,29 @@ class Stage:
         """
         self.seed += 1
         endpoints = self.cluster.endpoints
-        with Work(endpoints, self.namespace, hosts or HOSTS, self.ledger, self.seed) as work:
+        work = Work(
+            endpoints,
+            self.namespace,
+            hosts or HOSTS,
+            self.ledger,
+            seed=self.seed,
+            anywhere=not hosts,
+        )
+        with work:
             try:
                 work.succeeds(10)
                 yield work
             finally:
-                self.cluster.mend()
+                self._mend()
             work.succeeds(10)
         self.judge()
+
+    def _mend(self) -> None:
+        self.cluster.mend()
+        for agent in self.agents.values():
+            agent.go_on()
+        for way in self.ways.values():
+            way.let_go()
 
     def judge(self) -> None:
         """Wait until nothing is under way, and hold what was told and what stands to each other."""

@@ -6,26 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.stage import QUOTA, Stage
+from tests.cluster.stage import QUOTA
 from tests.support import rawetcd
 from tests.support.agents import TYPE
 from tests.support.ledger import Exit
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.cluster.stage import Stage
 
 pytestmark = pytest.mark.containers
-
-
-@pytest.fixture(scope="module", params=["image", "old_image"], ids=["newest", "debian-12"])
-def stage(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
-    """A cluster and hosts, for all tests on one version of etcd."""
-    image = request.getfixturevalue(request.param)
-    with Stage(image, tmp_path_factory.mktemp("stage")) as stage:
-        yield stage
 
 
 def test_a_leader_is_killed(stage: Stage) -> None:

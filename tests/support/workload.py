@@ -60,7 +60,10 @@ def _refused(error: MdevnsError) -> Told:
 
 
 class Work:
-    """A context in which people are at work on these hosts; at its end all know what stands."""
+    """A context in which people are at work on these hosts; at its end all know what stands.
+
+    With `anywhere` some of what they ask for is placed, which may be on any host.
+    """
 
     def __init__(
         self,
@@ -68,10 +71,14 @@ class Work:
         namespace: str,
         hosts: Sequence[str],
         ledger: Ledger,
+        *,
         seed: int,
+        anywhere: bool,
     ) -> None:
         self._endpoints, self._namespace = list(endpoints), namespace
-        self._hosts, self._ledger, self._seed = list(hosts), ledger, seed
+        self.hosts: list[str] = list(hosts)
+        self.places = [*self.hosts, None] if anywhere else self.hosts
+        self._ledger, self._seed = ledger, seed
         self._over = False
         self._asking: set[str] = set()
         self._left = _STAY
@@ -146,21 +153,23 @@ class Work:
             await store.close()
 
     async def _live(self, client: Client, rng: random.Random) -> None:
+        owed: list[_Name] = []  # whose host is away: other work goes on meanwhile
         while not self._over:
             one = _Name(self, client, rng)
             self._asking.add(one.name)
-            await one.live()
+            if await one.is_to_stay() or await one.is_given_back():
+                self._asking.discard(one.name)
+            else:
+                owed.append(one)
+        for one in owed:
+            while not await one.is_given_back():
+                await _after(_PAUSE)
             self._asking.discard(one.name)
 
     def may_stay(self) -> bool:
         """Whether one more device may be left standing."""
         self._left -= 1
         return self._left >= 0
-
-    @property
-    def hosts(self) -> list[str]:
-        """The hosts that are asked for."""
-        return self._hosts
 
     async def asks(self, asked: Asked, request: Callable[[], Awaitable[list[Result]]]) -> Told:
         """Ask, and once more as long as it is not known what stands."""
@@ -183,22 +192,28 @@ class _Name:
         self._work, self._client, self._rng = work, client, rng
         self.name: Name = random_name(rng.getrandbits(128))
         self.request = uuid.UUID(int=rng.getrandbits(128)).hex
+        self._gives_back: tuple[Verb, ...] = (Verb.REMOVE,)
 
-    async def live(self) -> None:
+    async def is_to_stay(self) -> bool:
+        """Ask for it, now and then by a reservation first; whether a device is left standing."""
         if self._rng.random() < 0.25:
-            if (await self._reserve()).code != Exit.DONE:
-                await _after(_PAUSE)
-                return
-            if self._rng.random() < 0.5:
-                await self._until_free(Verb.RELEASE)
-                return
-        host = self._rng.choice([*self._work.hosts, None])
-        if (await self._create(host, self.request)).code != Exit.DONE:
+            self._gives_back = (Verb.REMOVE, Verb.RELEASE)
+            if (await self._reserve()).code != Exit.DONE or self._rng.random() < 0.5:
+                return False
+        if (await self._create(self._rng.choice(self._work.places), self.request)).code:
             await _after(_PAUSE)
-        elif self._rng.random() < 0.3:
+            return False
+        if self._rng.random() < 0.3:
             await self._create(self._rng.choice(self._work.hosts), uuid.uuid4().hex)
-        if self._rng.random() > 0.2 or not self._work.may_stay():
-            await self._until_free(Verb.REMOVE)
+        return self._rng.random() < 0.2 and self._work.may_stay()
+
+    async def is_given_back(self) -> bool:
+        """Ask for it to be gone: as a device, and as what is only reserved."""
+        for verb in self._gives_back:
+            if (await self._free(verb)).code in (Exit.DONE, Exit.NOT_FOUND):
+                return True
+        await _after(_PAUSE)
+        return False
 
     async def _reserve(self) -> Told:
         return await self._work.asks(
@@ -215,19 +230,13 @@ class _Name:
             lambda: create(self._client, [ask], ttl=_BEGIN_WITHIN),
         )
 
-    async def _until_free(self, verb: Verb) -> None:
-        """Ask until it is gone: its host may be away for long, or be making it still."""
-
+    async def _free(self, verb: Verb) -> Told:
         async def request() -> list[Result]:
             if verb is Verb.REMOVE:
                 return await remove(self._client, [self.name])
             return [await reserving.release(self._client, self.name)]
 
-        while (await self._work.asks(Asked(verb, self.name), request)).code not in (
-            Exit.DONE,
-            Exit.NOT_FOUND,
-        ):
-            await _after(_PAUSE)
+        return await self._work.asks(Asked(verb, self.name), request)
 
 
 async def _after(seconds: float) -> None:

@@ -13,6 +13,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.cluster.stage import Stage
+    from tests.support.agents import SimulatedHost
 
 # What is tested here is the agent and not etcd: the newest one does.
 pytestmark = [
@@ -23,14 +24,13 @@ pytestmark = [
 GONE = 60.0  # seconds, for a busy machine
 MANY = 32
 PLACES = 16  # writes at once: four parents, four each
-SLOW = 1.0  # seconds for which a driver makes a device
+SLOW = 1.0  # seconds for which a driver makes a device, long enough to pause an agent
 
 
 def test_an_evicted_agent_that_wakes_up_writes_nothing(stage: Stage) -> None:
     """What it had queued is never made, what it had made is adopted where the name is free."""
     host, agent = stage.hosts[BRIEF], stage.agents[BRIEF]
-    for parent in (host.directory / "sys/class/mdev_bus").iterdir():
-        simulated.tune(host.directory, parent.name, latency=SLOW)
+    _tune(host, SLOW)
     with stage.at_work("gpu01", "gpu02"):
         asked = stage.cli(
             "create", "--no-wait", "-o", "name", "--type", TYPE, "--host", BRIEF,
@@ -64,6 +64,7 @@ def test_an_evicted_agent_that_wakes_up_writes_nothing(stage: Stage) -> None:
 
         checked = stage.cli("check")
         assert (checked.code, elsewhere[0] in checked.out) == (20, True), checked
+        _tune(host, host.latency)
         simulated.remove(host.directory, elsewhere[0])
         assert stage.cli("remove", *adopted, *elsewhere).code == 0
 
@@ -93,6 +94,12 @@ def test_an_agent_is_cut_off_from_all_members(stage: Stage) -> None:
         stage.ways[BRIEF].let_go()
         wait_until(lambda: stage.has_session(BRIEF), GONE)
         assert stage.cli("remove", name).code == 0
+
+
+def _tune(host: SimulatedHost, latency: float) -> None:
+    """Let its drivers take so many seconds for a device."""
+    for parent in (host.directory / "sys/class/mdev_bus").iterdir():
+        simulated.tune(host.directory, parent.name, latency=latency)
 
 
 def _made_on(stage: Stage, host: str) -> str:

@@ -48,6 +48,7 @@ class Story:
     readers: list[Reader]
     written: int = 0
     over: bool = False
+    finished: bool = False
 
     def end(self) -> None:
         """Write no more; whoever reads ends when it has seen all."""
@@ -138,6 +139,7 @@ async def _write(story: Story, endpoints: Sequence[str]) -> None:
             with suppress(Unreachable):  # nothing was done, so it is the next once more
                 await settle(store, txn, patience=None, rng=random.Random(1))
                 story.written += 1
+        story.finished = True
 
 
 async def _read(story: Story, reader: Reader) -> None:
@@ -169,4 +171,4 @@ async def _follow(story: Story, reader: Reader, store: EtcdStore, start: int) ->
 
 
 def _is_through(story: Story, reader: Reader) -> bool:
-    return story.over and len(reader.seen) >= story.written
+    return story.finished and reader.seen[-1:] >= [story.written]

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Work"]
 
 _PEOPLE = 8
-_TIMEOUT, _PATIENCE = 4.0, 2.0  # seconds: short, so that some are told that it is not known
-_BEGIN_WITHIN, _RESERVED = 8, 600  # seconds
+_TIMEOUT, _PATIENCE = 3.0, 1.0  # seconds: short, so that some are told that it is not known
+_BEGIN_WITHIN, _RESERVED = 6, 600  # seconds
 _PAUSE = 0.1  # seconds before what did not go is asked again
 _STAY = 12  # so many devices are left standing by each `Work`
 _DEADLINE = 60.0  # seconds, for a busy machine

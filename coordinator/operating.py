@@ -31,11 +31,15 @@ _ATTEMPTS = 5  # how often a claim that moved under us is read again before we s
 
 @dataclass(frozen=True, slots=True)
 class _Act:
-    """What is done to a claim: from which states, by which transition, and what is awaited."""
+    """What is done to a claim: from which states, by which transition, and what is awaited.
+
+    `reached` is whether that stands already, of the claim that was asked about (None: gone).
+    """
 
     refused: Callable[[Claim], MdevnsError | None]
     change: Callable[[Claims, Claim, str], Change]
     awaited: Callable[..., Awaitable[None]]
+    reached: Callable[[Claim | None], bool]
     keeps: bool = False  # whether a claim is left to show
 
 
@@ -56,6 +60,7 @@ async def remove(
         _unless(ClaimState.ACTIVE, ClaimState.DEFINED),
         lambda claims, claim, now: claims.retire(claim, removal, now=now),
         await_gone,
+        lambda now: now is None,
     )
     return await _Acting(client, act, told).run(names)
 
@@ -78,7 +83,11 @@ async def stop(
         return _unless(ClaimState.ACTIVE)(claim)
 
     act = _Act(
-        refused, lambda claims, claim, now: claims.retire(claim, removal, now=now), await_gone, True
+        refused,
+        lambda claims, claim, now: claims.retire(claim, removal, now=now),
+        await_gone,
+        lambda now: now is not None and now.state is ClaimState.DEFINED,
+        keeps=True,
     )
     return await _Acting(client, act, told).run(names)
 
@@ -98,7 +107,10 @@ async def undefine(client: Client, name: Name) -> Result:
         return _unless(ClaimState.DEFINED)(claim)
 
     act = _Act(
-        refused, lambda claims, claim, now: claims.retire(claim, Removal(), now=now), await_gone
+        refused,
+        lambda claims, claim, now: claims.retire(claim, Removal(), now=now),
+        await_gone,
+        lambda now: now is None,
     )
     (result,) = await _Acting(client, act, lambda _: None).run([name])
     return result
@@ -122,7 +134,13 @@ async def start(
             )
         return _unless(ClaimState.DEFINED)(claim)
 
-    act = _Act(refused, lambda claims, claim, now: claims.start(claim, now=now), await_made, True)
+    act = _Act(
+        refused,
+        lambda claims, claim, now: claims.start(claim, now=now),
+        await_made,
+        lambda now: now is not None and now.state is ClaimState.ACTIVE,
+        keeps=True,
+    )
     return await _Acting(client, act, told).run(names)
 
 
@@ -131,6 +149,7 @@ class _Acting:
 
     def __init__(self, client: Client, act: _Act, told: Callable[[Result], None]) -> None:
         self._client, self._act, self._told = client, act, told
+        self._asked: dict[Name, Claim] = {}
         self._done: dict[Name, Result] = {}
 
     async def run(self, names: Sequence[Name]) -> list[Result]:
@@ -163,6 +182,7 @@ class _Acting:
         asked: list[Claim] = []
         moved: dict[Name, MdevnsError] = {}
         for claims in self._by_host(await self._client.views.find_all(names)):
+            self._asked |= {claim.name: claim for claim in claims if claim.name not in self._asked}
             for claim, answer in zip(claims, await self._ask(claims), strict=True):
                 result = await self._client.result(claim.name, answer, answer.claim)
                 if isinstance(result.error, Moved):
@@ -177,6 +197,10 @@ class _Acting:
         """The claims to which it can be done, by host; the others end, with the reason."""
         by_host: dict[str, list[Claim]] = {}
         for name, record in records.items():
+            if self._is_reached(name, record):
+                kept = record if self._act.keeps and isinstance(record, Claim) else None
+                self._end(Result(name, kept))
+                continue
             error = self._refused(name, record)
             if error is not None:
                 self._end(Result(name, error=error))
@@ -184,11 +208,30 @@ class _Acting:
                 by_host.setdefault(record.host, []).append(record)
         return list(by_host.values())
 
+    def _is_reached(self, name: Name, record: Record | None) -> bool:
+        """Whether a claim that moved under us stands as was asked for.
+
+        An answer was lost and the host was faster than we asked again; or somebody asked for
+        the same. What has the name by another request is not what we were asked about.
+        """
+        if name not in self._asked or isinstance(record, Unreadable):
+            return False
+        if isinstance(record, Claim) and not self._is_anothers(record):
+            return self._act.reached(record)
+        return self._act.reached(None)
+
+    def _is_anothers(self, claim: Claim) -> bool:
+        """Whether it took the name after we had asked about the one before it."""
+        asked = self._asked.get(claim.name)
+        return asked is not None and asked.request != claim.request
+
     def _refused(self, name: Name, record: Record | None) -> MdevnsError | None:
         if record is None:
             return not_found(name)
         if isinstance(record, Unreadable):
             return unreadable(name, record)
+        if isinstance(record, Claim) and self._is_anothers(record):
+            return Moved(name, record.holder)
         return self._act.refused(record) if isinstance(record, Claim) else _placeholder(record)
 
     async def _ask(self, claims: Sequence[Claim]) -> list[Answer]:

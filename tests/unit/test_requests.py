@@ -29,7 +29,7 @@ from coordinator.reserving import release, renew, reserve
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Range, Txn
 from coordinator.transactions import transaction
-from tests.support.desk import HOST, NAME, OTHER, TYPE, name
+from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.scene import TTL, Scene, ask
 from tests.support.virtual_time import pass_time
@@ -460,6 +460,39 @@ def test_a_refusal_that_cannot_be_explained_takes_nobodys_answer_away(scene: Sce
     assert isinstance(results[0].error, NameTaken)
     assert [result.error for result in results[1:]] == [None, None]
     assert len(host.claims_now()) == 3
+
+
+@pytest.mark.parametrize("taken_anew", [False, True])
+def test_a_remove_whose_answer_was_lost_is_done_when_the_host_was_faster(
+    scene: Scene, *, taken_anew: bool
+) -> None:
+    """The device is gone by the time it is asked again: that is told, and no other is touched."""
+    host = scene.host(HOST, p0=9)
+    scene.create(ask())
+    asked = False
+    keys = scene.desk.keys
+
+    def fate(txn: Txn) -> Fate:
+        nonlocal asked
+        retires = any(op.key == keys.session(HOST) for op in txn.failure if isinstance(op, Range))
+        if not retires:
+            return Fate.DELIVER
+        if not asked:
+            asked = True
+            return Fate.LOSE_ANSWER
+        if host.claims_now() and host.claims_now()[0].request == "req":
+            return Fate.DROP
+        if taken_anew and not host.claims_now():
+            other = scene.desk.claims.reserve(
+                name(1), "other", wish(HOST), lease=scene.session, now="t", by=None
+            )
+            scene.desk.core.txn(transaction((), [other]))
+        return Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, fate)
+    (gone,) = scene.remove(name(1))
+    assert gone.error is None
+    assert [claim.request for claim in host.claims_now()] == ["other"] * taken_anew
 
 
 def test_a_full_store_that_has_applied_it_all_the_same_is_asked_what_it_did(scene: Scene) -> None:

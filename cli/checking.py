@@ -20,8 +20,8 @@ def check(call: Call) -> int:
     Exits with 20 when they do not. Foreign and adopted devices are told, and are no fault.
     """
     report = call.run(lambda client: examine(client.store, client.keys))
-    if call.out.form is Format.JSON:
-        call.out.json(_json(report))
+    if call.out.is_object:
+        call.out.answer(_json(report))
     else:
         _tell(call.out, report)
     return 0 if report.ok else _NOT_OK
@@ -30,7 +30,7 @@ def check(call: Call) -> int:
 def _tell(out: Output, report: Report) -> None:
     if report.findings:
         out.many(_FINDINGS, report.findings)
-    if out.form is Format.TABLE:
+    if out.form is not Format.NAME:
         verdict = "consistent" if report.ok else "NOT consistent"
         out.write(f"{report.names} names, {report.claims} claims: {verdict}\n")
 

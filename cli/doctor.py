@@ -70,8 +70,8 @@ def doctor(call: Call) -> int:
         findings += found
     findings += _examine_host(configuration)
     examined = _Examined(list(_settings(configuration)), survey, findings)
-    if call.out.form is Format.JSON:
-        call.out.json(_json(examined))
+    if call.out.is_object:
+        call.out.answer(_json(examined))
     else:
         _tell(call, examined)
     return 0 if examined.fit else _NOT_FIT

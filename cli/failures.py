@@ -1,14 +1,18 @@
-"""Errors on stderr: one line, or one JSON object; and the exit code of what nobody foresaw."""
+"""Errors on stderr: one line or one object; and the exit code of what nobody foresaw."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
+from cli.objects import text_of
 from coordinator.errors import MdevnsError
+
+if TYPE_CHECKING:
+    from cli.options import Format
 
 __all__ = ["Usage", "nobody_reads", "printable", "report", "unforeseen"]
 
@@ -19,14 +23,14 @@ class Usage(MdevnsError):
     errno, exit_code = "EINVAL", 2
 
 
-def report(error: MdevnsError, *, as_json: bool, about: str | None = None) -> None:
+def report(error: MdevnsError, form: Format, *, about: str | None = None) -> None:
     """Print an error on stderr; `about` is the name it is about, where it does not say so."""
-    if as_json:
-        text = json.dumps({**error.as_json(), "name": error.name or about})
+    if form.is_object:
+        text = text_of({**error.as_json(), "name": error.name or about}, form)
     else:
         before = f"{about}: " if about and about not in error.message else ""
-        text = printable(f"{error.errno}: {before}{error.message}")
-    sys.stderr.write(f"{text}\n")
+        text = printable(f"{error.errno}: {before}{error.message}") + "\n"
+    sys.stderr.write(text)
 
 
 def printable(text: str) -> str:

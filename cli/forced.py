@@ -51,8 +51,10 @@ def evict(
     evicted = call.run(
         lambda client: evicting.evict(client, wanted, reason=reason, definitions=definitions)
     )
-    if call.out.form is Format.JSON:
-        call.out.json({"host": wanted, "freed": evicted.freed, "defined": evicted.defined})
+    if call.out.is_object:
+        call.out.answer({"host": wanted, "freed": evicted.freed, "defined": evicted.defined})
+    elif call.out.form is Format.NAME:
+        call.out.write("".join(f"{name}\n" for name in (*evicted.freed, *evicted.defined)))
     else:
         call.out.write(_told(wanted, evicted))
     for record in evicted.unreadable:

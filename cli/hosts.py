@@ -2,13 +2,17 @@
 
 # No `from __future__ import annotations`: Typer reads the annotations.
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
 from cli.context import Call, command
+from cli.drawing import bar_maker
 from cli.failures import Usage
 from cli.inventory import Offer, offers
+from cli.options import Format
 from cli.output import View
 from coordinator import evicting
 from coordinator.client import Client
@@ -33,10 +37,12 @@ def hosts(
 ) -> None:
     """List hosts, and how many names they hold; or forget one.
 
-    `mdevns hosts forget HOST` drops a host that holds no name and has no living agent.
+    FREE is how many devices more its parents say they have room for; at a terminal a bar
+    shows how full it is. `mdevns hosts forget HOST` drops a host that holds no name and has
+    no living agent.
     """
     if act is None:
-        call.out.many(_HOSTS, call.run(lambda client: client.views.host_views()))
+        call.out.many(_hosts_view(), call.run(lambda client: client.views.host_views()))
         return
     if act != "forget" or host is None:
         raise Usage(call.path, "takes nothing, or: forget HOST", f"see: {call.path} --help")
@@ -48,16 +54,22 @@ def hosts(
 def parents(
     call: Call, *, host: Annotated[str | None, typer.Option(help="Only this host's.")] = None
 ) -> None:
-    """List parents and what they have available."""
+    """List parents and what they have available.
+
+    USED counts a parent's devices of all types, which share its room.
+    """
     where = None if host is None else parse_label(host, "host name")
 
-    async def ask(client: Client) -> list[ParentView]:
-        if where is None:
-            return await client.views.parents()
-        await client.views.enrolled(where)
-        return await client.views.parents([where])
+    async def ask(client: Client) -> tuple[list[ParentView], Mapping[tuple[str, str], int]]:
+        if where is not None:
+            await client.views.enrolled(where)
+        views = await client.views.parents(None if where is None else [where])
+        if call.out.form not in (Format.TABLE, Format.WIDE):
+            return views, Counter()
+        return views, await client.views.used({view.host: None for view in views})
 
-    call.out.many(_PARENTS, call.run(ask))
+    views, used = call.run(ask)
+    call.out.many(_parents_view(used), views)
 
 
 @command
@@ -81,27 +93,67 @@ def _seen(*, alive: bool) -> str:
     return "alive" if alive else "unreachable"
 
 
-def _host_row(view: HostView) -> tuple[object, ...]:
-    counts = (view.claims.get(state, 0) for state in ClaimState)
-    return (view.host, _seen(alive=view.alive), view.session and view.session.version, *counts)
+def _hosts_view() -> View[HostView]:
+    """Hosts; at a terminal with a bar that shows how full each is."""
+    bar = bar_maker()
+
+    def row(view: HostView) -> tuple[object, ...]:
+        session, identity = view.session, view.identity
+        return (
+            view.host,
+            _seen(alive=view.alive),
+            session and session.version,
+            *(view.claims.get(state, 0) for state in ClaimState),
+            view.free,
+            *((bar(view.used, view.free),) if bar else ()),
+            session and session.boot_id,
+            identity and identity.machine_id,
+            identity and identity.product_uuid,
+            view.epoch,
+        )
+
+    counts = (state.upper() for state in ClaimState)
+    return View(
+        columns=("HOST", "SESSION", "VERSION", *counts, "FREE", *_full(bar)),
+        rows=lambda view: [row(view)],
+        json=_host_json,
+        name=lambda view: view.host,
+        wide=("BOOT ID", "MACHINE ID", "PRODUCT UUID", "EPOCH"),
+    )
 
 
-_HOSTS: View[HostView] = View(
-    columns=("HOST", "SESSION", "VERSION", *(state.upper() for state in ClaimState)),
-    rows=lambda view: [_host_row(view)],
-    json=_host_json,
-    name=lambda view: view.host,
-)
+def _parents_view(used: Mapping[tuple[str, str], int]) -> View[ParentView]:
+    """Parents, of which so many devices are `used`; at a terminal with a bar."""
+    bar = bar_maker()
 
-_PARENTS: View[ParentView] = View(
-    columns=("HOST", "PARENT", "TYPE", "AVAILABLE", "API", "NAME"),
-    rows=lambda view: [
-        (view.host, view.parent, each.type, each.available, each.device_api, each.name)
-        for each in view.value.types
-    ],
-    json=lambda view: {"host": view.host, "parent": view.parent, "types": view.value.types},
-    name=lambda view: f"{view.host}/{view.parent}",
-)
+    def rows(view: ParentView) -> Iterator[tuple[object, ...]]:
+        taken = used[view.host, view.parent]
+        for each in view.value.types:
+            yield (
+                view.host,
+                view.parent,
+                each.type,
+                taken,
+                each.available,
+                *((bar(taken, each.available),) if bar else ()),
+                each.device_api,
+                each.name,
+                _seen(alive=view.alive),
+                each.description,
+            )
+
+    return View(
+        columns=("HOST", "PARENT", "TYPE", "USED", "AVAILABLE", *_full(bar), "API", "NAME"),
+        rows=rows,
+        json=lambda view: {"host": view.host, "parent": view.parent, "types": view.value.types},
+        name=lambda view: f"{view.host}/{view.parent}",
+        wide=("SESSION", "DESCRIPTION"),
+    )
+
+
+def _full(bar: object) -> tuple[str, ...]:
+    return ("FULL",) if bar else ()
+
 
 _TYPES: View[Offer] = View(
     columns=("TYPE", "AVAILABLE", "PARENTS", "API", "NAME"),

@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from cli.failures import Usage, nobody_reads, report, unforeseen
-from cli.options import Given, taking_options
+from cli.options import Format, Given, taking_options
 from coordinator import __version__
 from coordinator.errors import Interrupted, MdevnsError
 
@@ -121,7 +121,7 @@ def _guarded(run: Callable[[], int], args: Sequence[str]) -> int:
         failure = unforeseen(error, verbose=verbose)
     if verbose:
         sys.stderr.writelines(f"{note}\n" for note in getattr(failure, "__notes__", ()))
-    report(failure, as_json=_asks_json(args))
+    report(failure, _asked_form(args))
     return failure.exit_code
 
 
@@ -132,13 +132,15 @@ def _usage(error: typer.TyperException) -> MdevnsError:
     return Usage(command, why.rstrip("."), f"see: {command} --help")
 
 
-def _asks_json(args: Sequence[str]) -> bool:
-    """Whether errors are to be JSON: looked up here, since parsing may be what failed."""
-    joined = {"-ojson", "--output=json"}.intersection(args)
-    return bool(joined) or any(pair in _JSON for pair in pairwise(args))
-
-
-_JSON = {("-o", "json"), ("--output", "json")}
+def _asked_form(args: Sequence[str]) -> Format:
+    """In which form errors are to be: looked up here, since parsing may be what failed."""
+    found = Format.TABLE
+    for option, value in pairwise([*args, ""]):
+        for form in Format:
+            joined = option in (f"-o{form}", f"--output={form}")
+            if joined or (option in ("-o", "--output") and value == form):
+                found = form  # the later one wins
+    return found
 
 
 def _root(context: typer.Context, given: Given, **_: Any) -> None:

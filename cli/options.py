@@ -22,8 +22,15 @@ class Format(StrEnum):
     """How an answer is printed."""
 
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
+    YAML = "yaml"
     NAME = "name"
+
+    @property
+    def is_object(self) -> bool:
+        """Whether programs read it: answers and errors are objects then."""
+        return self in (Format.JSON, Format.YAML)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import msgspec
-
+from cli.drawing import Drawn
 from cli.failures import nobody_reads, printable, report
+from cli.objects import json_of, text_of, yaml_of
 from cli.options import Format
 
 if TYPE_CHECKING:
@@ -31,12 +31,16 @@ _ROWS = 500  # so many are gathered before their columns are laid out
 
 @dataclass(frozen=True, slots=True)
 class View(Generic[T]):
-    """How one kind of thing is shown: in a table (without columns: no header), JSON, by name."""
+    """How one kind of thing is shown: in a table (without columns: no header), JSON, by name.
+
+    `rows` gives all cells, those of `columns` and then those of `wide`, which `-o wide` shows.
+    """
 
     columns: tuple[str, ...]
     rows: Callable[[T], Iterable[tuple[object, ...]]]
     json: Callable[[T], Any]
     name: Callable[[T], str]
+    wide: tuple[str, ...] = ()
 
 
 class Output:
@@ -63,21 +67,26 @@ class Output:
 
     def error(self, error: MdevnsError, about: str) -> None:
         """Say on stderr what went wrong with a name."""
-        report(error, as_json=self.form is Format.JSON, about=about)
+        report(error, self.form, about=about)
 
-    def json(self, value: Any) -> None:
-        """Print a value as JSON."""
-        self.write(_json(value) + "\n")
+    @property
+    def is_object(self) -> bool:
+        """Whether the answer is to be JSON or YAML."""
+        return self.form.is_object
+
+    def answer(self, value: Any) -> None:
+        """Print an object, in JSON or YAML."""
+        self.write(text_of(value, self.form))
 
     def one(self, view: View[T], item: T) -> None:
-        """Print one thing: in JSON an object, else as a list of one."""
-        if self.form is Format.JSON:
-            self.json(view.json(item))
+        """Print one thing: in JSON and YAML an object, else as a list of one."""
+        if self.is_object:
+            self.answer(view.json(item))
         else:
             self.many(view, [item])
 
     def many(self, view: View[T], items: Iterable[T]) -> None:
-        """Print things: in JSON an array."""
+        """Print things: in JSON and YAML a list."""
         with self.stream(view) as add:
             for item in items:
                 add(item)
@@ -85,9 +94,7 @@ class Output:
     @contextmanager
     def stream(self, view: View[T]) -> Iterator[Callable[[T], None]]:
         """Print things as they come; a stream that breaks off leaves its array open."""
-        stream: _Stream[T] = {Format.JSON: _Array, Format.TABLE: _Table, Format.NAME: _Names}[
-            self.form
-        ](view, self.write)
+        stream: _Stream[T] = _STREAMS[self.form](view, self.write)
         yield stream.add
         stream.end()
         self.flush()
@@ -97,7 +104,7 @@ class Output:
     ) -> int:
         """Print what was done, then what failed; the exit code of the first that failed."""
         done = list(items)
-        if array and (done or self.form is Format.JSON):
+        if array and (done or self.is_object):
             self.many(view, done)
         elif done:
             self.one(view, done[0])
@@ -124,10 +131,6 @@ class Output:
             nobody_reads()
 
 
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
 class _Stream(Generic[T]):
     """Prints one thing after the other."""
 
@@ -152,11 +155,34 @@ class _Array(_Stream[T]):
     _before = "["
 
     def add(self, item: T) -> None:
-        self._write(self._before + _json(self._view.json(item)))
+        self._write(self._before + json_of(self._view.json(item)))
         self._before = ",\n"
 
     def end(self) -> None:
         self._write("[]\n" if self._before == "[" else "]\n")
+
+
+class _Sequence(_Stream[T]):
+    """A YAML sequence, in one document."""
+
+    _before = "---\n"
+
+    def __init__(self, view: View[T], write: Callable[[str], None]) -> None:
+        super().__init__(view, write)
+        self._waiting: list[Any] = []
+
+    def add(self, item: T) -> None:
+        self._waiting.append(self._view.json(item))
+        if len(self._waiting) >= _ROWS:
+            self._print()
+
+    def end(self) -> None:
+        if self._waiting or self._before:
+            self._print()
+
+    def _print(self) -> None:
+        self._write(self._before + yaml_of(self._waiting))
+        self._waiting, self._before = [], ""
 
 
 class _Table(_Stream[T]):
@@ -164,24 +190,50 @@ class _Table(_Stream[T]):
 
     def __init__(self, view: View[T], write: Callable[[str], None]) -> None:
         super().__init__(view, write)
-        self._waiting: list[tuple[str, ...]] = [view.columns] if view.columns else []
+        columns = self._columns()
+        self._shown = len(columns) or None  # cells of a row; None: all
+        self._waiting: list[tuple[str, ...]] = [columns] if columns else []
         self._widths: list[int] = []
 
+    def _columns(self) -> tuple[str, ...]:
+        return self._view.columns
+
     def add(self, item: T) -> None:
-        self._waiting += [tuple(map(_cell, row)) for row in self._view.rows(item)]
+        rows = self._view.rows(item)
+        self._waiting += [tuple(map(_cell, row[: self._shown])) for row in rows]
         if len(self._waiting) >= _ROWS:
             self.end()
 
     def end(self) -> None:
         rows, self._waiting = self._waiting, []
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
         self._widths = list(map(max, widths, self._widths or widths)) or self._widths
         self._write("".join(f"{self._line(row)}\n" for row in rows))
 
     def _line(self, row: Sequence[str]) -> str:
         cells = zip(row, self._widths, strict=True)
-        return "  ".join(cell.ljust(width) for cell, width in cells).rstrip()
+        return "  ".join(cell + " " * (width - _width(cell)) for cell, width in cells).rstrip()
+
+
+class _Wide(_Table[T]):
+    def _columns(self) -> tuple[str, ...]:
+        return (*self._view.columns, *self._view.wide)
+
+
+_STREAMS: dict[Format, type[_Stream[Any]]] = {
+    Format.TABLE: _Table,
+    Format.WIDE: _Wide,
+    Format.JSON: _Array,
+    Format.YAML: _Sequence,
+    Format.NAME: _Names,
+}
+
+
+def _width(cell: str) -> int:
+    return cell.width if isinstance(cell, Drawn) else len(cell)
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, Drawn):
+        return value
     return "-" if value is None or value == "" else printable(str(value))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from coordinator.claims import Hold
     from coordinator.model import Name
 
-__all__ = ["CLAIMS", "FREED", "claim_json"]
+__all__ = ["CLAIMS", "FREED", "claim_json", "manner"]
 
 
 def claim_json(record: Claim | Hold) -> dict[str, Any]:
@@ -36,9 +36,33 @@ def claim_json(record: Claim | Hold) -> dict[str, Any]:
 
 
 def _row(record: Claim | Hold) -> tuple[object, ...]:
-    if isinstance(record, Claim):
-        return (record.name, record.host, record.parent, record.type, record.state.value)
-    return (record.name, None, None, None, ClaimState.RESERVED.value)
+    if not isinstance(record, Claim):
+        state = ClaimState.RESERVED.value
+        return (record.name, None, None, None, state, None, record.request, None, None, None, None)
+    return (
+        record.name,
+        record.host,
+        record.parent,
+        record.type,
+        record.state.value,
+        record.since,
+        record.request,
+        record.asked_by,
+        manner(record),
+        " ".join(f"{key}={value}" for key, value in record.attrs),
+        record.error and f"{record.error.errno}: {record.error.text}",
+    )
+
+
+def manner(claim: Claim) -> str:
+    """How it is kept, and how it is being removed: `persistent, autostart`."""
+    words = {
+        "persistent": claim.persistent,
+        "autostart": claim.autostart,
+        "adopted": claim.adopted,
+        "by force": claim.removal is not None and claim.removal.force,
+    }
+    return ", ".join(word for word, is_so in words.items() if is_so)
 
 
 CLAIMS: View[Claim | Hold] = View(
@@ -46,6 +70,7 @@ CLAIMS: View[Claim | Hold] = View(
     rows=lambda record: [_row(record)],
     json=claim_json,
     name=lambda record: record.name,
+    wide=("SINCE", "REQUEST", "ASKED BY", "KEPT", "ATTRIBUTES", "ERROR"),
 )
 
 FREED: View[Name] = View(

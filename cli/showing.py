@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cli.output import View
-from cli.shapes import claim_json
+from cli.shapes import claim_json, manner
 from coordinator.claims import Hold
 from coordinator.states import ClaimState
 from coordinator.store import get
@@ -52,8 +52,9 @@ def _rows(shown: Shown) -> Iterator[tuple[object, object]]:
         yield "asked by", f"request {record.request}"
         yield "freed by", f"mdevns release {record.name}, or its time unless it is renewed"
         return
+    kept = manner(record)
     yield "held by", f"{record.host}/{record.parent}"
-    yield "state", f"{record.state}{_manner(record)}, since {record.since}"
+    yield "state", f"{record.state}{f' ({kept})' if kept else ''}, since {record.since}"
     yield "type", record.type
     yield "asked by", f"{record.asked_by or 'nobody known'}, request {record.request}"
     if record.attrs:
@@ -64,21 +65,6 @@ def _rows(shown: Shown) -> Iterator[tuple[object, object]]:
     if not shown.alive:
         yield "host", "unreachable: nothing goes on until its agent is back"
     yield "freed by", _FREED_BY[record.state].format(name=record.name)
-
-
-def _manner(claim: Claim) -> str:
-    """How it is kept, and how it is being removed."""
-    said = [
-        word
-        for word, true in (
-            ("persistent", claim.persistent),
-            ("autostart", claim.autostart),
-            ("adopted", claim.adopted),
-            ("by force", claim.removal is not None and claim.removal.force),
-        )
-        if true
-    ]
-    return f" ({', '.join(said)})" if said else ""
 
 
 SHOWN: View[Shown] = View(

@@ -12,6 +12,7 @@ from coordinator.errors import Holder, MdevnsError, NotFound
 from coordinator.keys import last_part
 from coordinator.model import (
     Claim,
+    IdentityValue,
     MachineValue,
     Name,
     NameValue,
@@ -26,13 +27,14 @@ from coordinator.states import ClaimState
 from coordinator.store import MAX_TXN_OPS, Range, RangeResult, Txn, get, pages, prefix
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from coordinator.keys import Keys
     from coordinator.store import KeyValue, Store
 
 __all__ = ["HostView", "ParentView", "Record", "Views", "not_found", "unreadable"]
 
+_WITH_DEVICE = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
 _AT_ONCE = 16  # hosts whose claims are counted side by side
 
 Record = Claim | Hold | Unreadable
@@ -41,16 +43,38 @@ Record = Claim | Hold | Unreadable
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """A host: whether its agent is seen, and how many claims it has in which state."""
+    """A host: whether its agent is seen, and how many claims it has in which state.
+
+    `free` is how many devices more its parents say they have room for: of each parent the
+    type that it has most instances of, since its types share one pool.
+    """
 
     host: str
     session: SessionValue | None
     claims: Mapping[str, int]
+    free: int
+    identity: IdentityValue | None
+    epoch: str | None
 
     @property
     def alive(self) -> bool:
         """Whether its agent has a session. Without one nothing is lost: it is only not seen."""
         return self.session is not None
+
+    @property
+    def used(self) -> int:
+        """How many devices it has, or may have."""
+        return sum(self.claims.get(state, 0) for state in _WITH_DEVICE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What a host's own records say."""
+
+    session: SessionValue | None
+    identity: IdentityValue | None
+    epoch: str | None
+    free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +132,13 @@ class Views:
     async def host_views(self) -> list[HostView]:
         """All hosts with their sessions and the number of their claims by state."""
         hosts = await self.hosts()
-        sessions = await self._sessions(hosts)
+        standing = await self._standing(hosts)
         counts: list[dict[str, int]] = []
         for some in batched(hosts, _AT_ONCE):
             counts += await asyncio.gather(*(self._count(host) for host in some))
         return [
-            HostView(host, sessions[host], count) for host, count in zip(hosts, counts, strict=True)
+            HostView(host, own.session, count, own.free, own.identity, own.epoch)
+            for host, own, count in zip(hosts, standing, counts, strict=True)
         ]
 
     async def is_held(self) -> bool:
@@ -145,6 +170,15 @@ class Views:
                 views += _parent_views(host, alive=session.first is not None, kvs=parents.kvs)
         return views
 
+    async def used(self, hosts: Iterable[str]) -> Counter[tuple[str, str]]:
+        """How many devices each parent of `hosts` has, or may have, by host and parent."""
+        used: Counter[tuple[str, str]] = Counter()
+        for host in hosts:
+            async for record in self._list_host(host):
+                if isinstance(record, Claim) and record.state in _WITH_DEVICE:
+                    used[host, record.parent] += 1
+        return used
+
     async def _gets(self, keys: Iterable[str]) -> list[KeyValue | None]:
         return [answer.first for answer in await self._read([get(key) for key in keys])]
 
@@ -155,9 +189,23 @@ class Views:
             answers += (await self._store.txn(Txn(success=some))).ranges()
         return answers
 
-    async def _sessions(self, hosts: Sequence[str]) -> dict[str, SessionValue | None]:
-        kvs = await self._gets(self._keys.session(host) for host in hosts)
-        return {host: _session(kv) for host, kv in zip(hosts, kvs, strict=True)}
+    async def _standing(self, hosts: Sequence[str]) -> list[_Standing]:
+        keys = self._keys
+        standing: list[_Standing] = []
+        for some in batched(hosts, MAX_TXN_OPS // 4):
+            reads = [
+                read
+                for host in some
+                for read in (
+                    get(keys.session(host)),
+                    get(keys.identity(host)),
+                    get(keys.epoch(host)),
+                    prefix(keys.parents(host)),
+                )
+            ]
+            answers = iter(await self._read(reads))
+            standing += [_stands(host, answers) for host in some]
+        return standing
 
     async def _count(self, host: str) -> dict[str, int]:
         counts: Counter[str] = Counter(dict.fromkeys((state.value for state in ClaimState), 0))
@@ -223,6 +271,18 @@ def _session(kv: KeyValue | None) -> SessionValue | None:
         SessionValue(instance="", boot_id="", version="?")
         if isinstance(value, Unreadable)
         else value
+    )
+
+
+def _stands(host: str, answers: Iterator[RangeResult]) -> _Standing:
+    session, identity, epoch, parents = (next(answers) for _ in range(4))
+    machine = None if identity.first is None else decode(identity.first, IdentityValue)
+    views = _parent_views(host, alive=True, kvs=parents.kvs)
+    return _Standing(
+        _session(session.first),
+        machine if isinstance(machine, IdentityValue) else None,
+        epoch.first.value.decode(errors="replace") if epoch.first else None,
+        sum(max((each.available for each in view.value.types), default=0) for view in views),
     )
 
 

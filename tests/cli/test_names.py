@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from tests.cli.driver import TYPE, Cli, Host, ended, one_line
 
@@ -279,3 +281,67 @@ def test_nobody_reads_to_the_end(cli: Cli) -> None:
     assert done.stderr == ""
     assert [line.split()[0] for line in done.stdout.splitlines()][::2] == ["NAME", "0"]
     assert len(cli.ok("list", "-o", "json").json) == 3000
+
+
+def test_wide_shows_more_and_cuts_nothing(pair: Pair, name: str) -> None:
+    """`-o wide` is the table with more columns, however long what stands in them is."""
+    cli = pair[0]
+    request = "r" * 64
+    cli.ok("create", name, "--type", TYPE, "--persistent", "--request", request)
+    for args, more in (
+        (("list", "--host", "gpu01"), (request, "persistent", "ATTRIBUTES")),
+        (("list",), (request, "SINCE")),
+        (
+            ("hosts",),
+            ("BOOT ID", "EPOCH", pair[0].read(pair[0].keys.identity("gpu01"))["machine_id"]),
+        ),
+        (("parents",), ("DESCRIPTION", "alive")),
+    ):
+        table, wide = cli.ok(*args).out, cli.ok(*args, "-o", "wide").out
+        assert all(word in wide for word in more), wide
+        for short, long in zip(table.splitlines(), wide.splitlines(), strict=True):
+            assert long.split()[: len(short.split())] == short.split()
+    cli.ok("remove", name)
+
+
+def test_yaml_is_the_same_object_as_json(pair: Pair, name: str) -> None:
+    """`-o yaml` says what `-o json` says, also of what looks like a number or a truth."""
+    cli = pair[0]
+    cli.ok("create", name, "--type", TYPE, "--request", "1e5", "--attr", "vgpu_params=yes")
+    for args in (["list"], ["show", name], ["hosts"], ["parents"], ["types"], ["check"], ["audit"]):
+        out = cli.ok(*args, "-o", "yaml").out
+        assert yaml.safe_load(out) == cli.ok(*args, "-o", "json").json
+        assert out.startswith("---\n")
+    assert "request: '1e5'" in cli.ok("show", name, "-o", "yaml").out
+    assert yaml.safe_load(cli.ok("list", "--type", "none", "-o", "yaml").out) == []
+    for args in (["show", str(uuid.uuid4())], ["create", name, "--type", TYPE], ["creat"]):
+        told, same = (cli.run(*args, "-o", form) for form in ("yaml", "json"))
+        assert (told.code, told.out) == (same.code, same.out)
+        assert yaml.safe_load(told.err) == json.loads(same.err)
+    cli.ok("remove", name)
+
+
+@pytest.mark.parametrize("command", ["hosts", "parents"])
+def test_a_terminal_shows_bars_of_what_is_full(pair: Pair, name: str, command: str) -> None:
+    """Somebody at a terminal sees how full each is; what is no terminal gets plain numbers."""
+    cli = pair[0]
+    cli.ok("create", name, "--type", TYPE, "--host", "gpu01")
+    assert not {"FULL", "%"}.intersection(cli.ok(command).out.split())
+    near, far = pty.openpty()
+    process = subprocess.run(
+        (sys.executable, "-m", "cli", command),
+        env=cli.environment(TERM="xterm-256color"),
+        stdin=subprocess.DEVNULL,
+        stdout=far,
+        check=True,
+    )
+    shown = os.read(near, 65536).decode()
+    for end in (near, far):
+        os.close(end)
+    assert process.returncode == 0
+    rows = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
+    column = rows[0].index("FULL")
+    bars = [row[column:].split("%")[0].split() for row in rows[1:]]
+    assert len(bars) == {"hosts": 2, "parents": 4}[command]
+    assert max(share for _, share in bars) == {"hosts": "3", "parents": "6"}[command]
+    cli.ok("remove", name)

@@ -69,9 +69,9 @@ def test_the_version_is_told() -> None:
 @pytest.mark.parametrize(
     ("args", "absent"),
     [
-        ("--help", ("asyncio", "coordinator.model", "grpc", "msgspec", "rich")),
+        ("--help", ("asyncio", "coordinator.model", "grpc", "msgspec", "rich", "yaml")),
         ("create --help", ("grpc", "rich")),
-        ("list --endpoints http://127.0.0.1:1 --timeout 0.1", ("rich",)),
+        ("list --endpoints http://127.0.0.1:1 --timeout 0.1", ("rich", "yaml")),
     ],
 )
 def test_nothing_is_imported_that_is_not_needed(args: str, absent: tuple[str, ...]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
+import stat
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["deferred", "interruptible", "wait_for_end"]
+    from cli.output import Output
+
+__all__ = ["deferred", "interruptible", "until_nobody_reads", "wait_for_end"]
 
 
 class _Deferred:
@@ -62,3 +67,29 @@ def wait_for_end(pid: int) -> None:
         end = os.pidfd_open(pid)
         stack.callback(os.close, end)
         select.select([end], [], [])
+
+
+@contextmanager
+def until_nobody_reads(out: Output) -> Iterator[None]:
+    """Cancel the task when stdout is a pipe and its reader goes away (`… | head`).
+
+    A command that has nothing to say for an hour would otherwise find out an hour later.
+    """
+    task, number = asyncio.current_task(), sys.stdout.fileno()
+    assert task is not None
+    if not stat.S_ISFIFO(os.fstat(number).st_mode):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def gone() -> None:
+        # The end that is written to is never readable; it only reports that nobody reads.
+        loop.remove_reader(number)
+        out.unread = True
+        task.cancel()
+
+    loop.add_reader(number, gone)
+    try:
+        yield
+    finally:
+        loop.remove_reader(number)

@@ -45,6 +45,7 @@ COMMANDS = {
     "hosts": ("cli.hosts:hosts", "List hosts, and how many names they hold; or forget one."),
     "parents": ("cli.hosts:parents", "List parents and what they have available."),
     "types": ("cli.hosts:types", "List types, and what the cluster has available of each."),
+    "watch": ("cli.watch:watch", "Tell changes of names as they happen, until it is interrupted."),
     "check": ("cli.checking:check", "Check that names, claims and devices agree."),
     "doctor": ("cli.doctor:doctor", "Look whether etcd, configuration and this host are fit."),
     "evict": ("cli.forced:evict", "Give a fenced, unreachable host's names back."),

@@ -99,6 +99,20 @@ class Output:
         stream.end()
         self.flush()
 
+    def live(self, view: View[T]) -> Callable[[T], None]:
+        """Prints each thing at once; an object is on a line, or in a document, of its own."""
+        stream: _Stream[T] = _STREAMS[self.form](view, self.write)
+
+        def add(item: T) -> None:
+            if self.is_object:
+                self.answer(view.json(item))
+            else:
+                stream.add(item)
+                stream.end()
+            self.flush()
+
+        return add
+
     def results(
         self, view: View[T], items: Iterable[T], results: Iterable[Result], *, array: bool
     ) -> int:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from coordinator.claims import Hold
     from coordinator.model import Name
 
-__all__ = ["CLAIMS", "FREED", "claim_json", "manner"]
+__all__ = ["CLAIMS", "FREED", "claim_json", "claim_row", "manner"]
 
 
 def claim_json(record: Claim | Hold) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def claim_json(record: Claim | Hold) -> dict[str, Any]:
     }
 
 
-def _row(record: Claim | Hold) -> tuple[object, ...]:
+def claim_row(record: Claim | Hold) -> tuple[object, ...]:
+    """The cells of a claim, or of a reservation without a host."""
     if not isinstance(record, Claim):
         state = ClaimState.RESERVED.value
         return (record.name, None, None, None, state, None, record.request, None, None, None, None)
@@ -67,7 +68,7 @@ def manner(claim: Claim) -> str:
 
 CLAIMS: View[Claim | Hold] = View(
     columns=("NAME", "HOST", "PARENT", "TYPE", "STATE"),
-    rows=lambda record: [_row(record)],
+    rows=lambda record: [claim_row(record)],
     json=claim_json,
     name=lambda record: record.name,
     wide=("SINCE", "REQUEST", "ASKED BY", "KEPT", "ATTRIBUTES", "ERROR"),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from coordinator.model import Name
 
-__all__ = ["Line", "asks", "bounded", "names", "read_lines", "request_id"]
+__all__ = ["Line", "asks", "bounded", "lines_of", "names", "read_lines", "request_id"]
 
 _COUNT = 100_000
 _TTL = 365 * 24 * 3600
@@ -145,12 +145,21 @@ def read_lines(file: str) -> Iterator[tuple[str, Line]]:
     Raises:
         NotFound, InvalidValue: it cannot be read, or a line of it is wrong.
     """
+    for where, text in lines_of(file):
+        if text.strip():
+            yield where, _line(where, text)
+
+
+def lines_of(file: str) -> Iterator[tuple[str, str]]:
+    """The lines of a file (`-`: stdin), each with where it stands.
+
+    Raises:
+        NotFound, InvalidValue: it cannot be read.
+    """
     try:
         with _opened(file) as lines:
             for number, text in enumerate(lines, 1):
-                if text.strip():
-                    where = f"{'stdin' if file == '-' else file} line {number}"
-                    yield where, _line(where, text)
+                yield f"{'stdin' if file == '-' else file} line {number}", text
     except FileNotFoundError:
         raise NotFound(file, "no such file") from None
     except OSError as error:

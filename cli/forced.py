@@ -83,5 +83,5 @@ _AUDIT: View[AuditValue] = View(
         "who": act.who,
         "why": act.why,
     },
-    name=lambda act: act.host,
+    name=lambda act: act.host or "-",
 )

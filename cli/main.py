@@ -50,6 +50,11 @@ COMMANDS = {
     "doctor": ("cli.doctor:doctor", "Look whether etcd, configuration and this host are fit."),
     "evict": ("cli.forced:evict", "Give a fenced, unreachable host's names back."),
     "audit": ("cli.forced:audit", "List forced acts: who did what to which host, and why."),
+    "export": ("cli.transfer:export", "Write the namespace as JSON lines, all of one moment."),
+    "import": (
+        "cli.transfer:import_",
+        "Read an export into an empty namespace: all of it, or nothing.",
+    ),
     "completion": (
         "cli.completion:completion",
         "Print the script that makes a shell complete commands, options and names.",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from coordinator.model import Name
     from coordinator.views import Record
 
-__all__ = ["left_behind", "progress"]
+__all__ = ["bar", "left_behind", "progress"]
 
 _LOOK = 3.0  # seconds; whoever pressed Ctrl-C does not wait for long
 _TOLD = 8  # names; more are counted
@@ -68,6 +68,13 @@ def _some(names: Sequence[Name]) -> str:
 @contextmanager
 def progress(total: int, doing: str, *, shown: bool) -> Iterator[Callable[[Result], None]]:
     """A bar on stderr that a call for each result moves on."""
+    with bar(total, doing, shown=shown) as moved:
+        yield lambda _: moved(1)
+
+
+@contextmanager
+def bar(total: int, doing: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that a call moves on by so many."""
     if not shown or total == 1:
         yield lambda _: None
         return
@@ -75,6 +82,6 @@ def progress(total: int, doing: str, *, shown: bool) -> Iterator[Callable[[Resul
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415 - the same
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(doing, total=total)
-        yield lambda _: bar.advance(task)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+        task = drawn.add_task(doing, total=total)
+        yield lambda number: drawn.advance(task, number)

@@ -93,10 +93,8 @@ class Fold:
         return names
 
     def _is_claim(self, key: str) -> bool:
-        host = self._keys.host_of(key)
-        if host is None or self._host not in (None, host):
-            return False
-        return key.startswith(self._keys.claims(host))
+        whose = None if self._host is None else self._keys.claims(self._host)
+        return self._keys.is_claim(key) if whose is None else key.startswith(whose)
 
     def _after(self, seen: list[_Seen]) -> Record | None:
         """What stands once all keys are as seen: the claim that was put, else the hold."""

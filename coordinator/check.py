@@ -9,6 +9,7 @@ from coordinator.keys import last_part
 from coordinator.model import (
     FindingKind,
     FindingValue,
+    HoldValue,
     NameValue,
     ParentValue,
     SessionValue,
@@ -20,7 +21,7 @@ from coordinator.store import Range, pages, prefix
 
 if TYPE_CHECKING:
     from coordinator.keys import Keys
-    from coordinator.store import KeyValue, Store
+    from coordinator.store import KeyValue, RangeResult, Store
 
 __all__ = ["Finding", "Report", "check"]
 
@@ -74,6 +75,7 @@ async def check(store: Store, keys: Keys) -> Report:
         for kv in page.kvs:
             if (name := _check_key(keys, kv, names, report)) is not None:
                 claimed.add(name)
+    report.findings += _hold(await store.range(Range(keys.hold, revision=revision)))
     unclaimed = (_unclaimed(name, kv) for name, kv in names.items() if name not in claimed)
     report.findings += [finding for finding in unclaimed if finding is not None]
     return report
@@ -118,6 +120,20 @@ def _check_claim(host: str, name: str, kv: KeyValue, name_kv: KeyValue | None) -
             Finding("adopted", name, host, f"{claim.state} on {claim.parent}", fault=False)
         )
     return findings
+
+
+def _hold(read: RangeResult) -> list[Finding]:
+    """What holds everybody up, if something does."""
+    if read.first is None:
+        return []
+    hold = decode(read.first, HoldValue)
+    if isinstance(hold, Unreadable):
+        return [Finding("hold", None, None, "the store is being restored", fault=False)]
+    detail = (
+        f"an import by {hold.who or 'nobody known'} since {hold.at} is not finished, and no name "
+        "can be taken: let it end, or import again, which takes back what it wrote"
+    )
+    return [Finding("hold", None, None, detail)]
 
 
 def _unclaimed(name: str, kv: KeyValue) -> Finding | None:

@@ -131,6 +131,14 @@ class Claims:
         )
         return self._take(ClaimEvent.ADOPT, name, request, host, value)
 
+    def put_back(self, name: Name, host: str, value: ClaimValue) -> Change:
+        """A claim as an import brings it back: no transition, and only under the import's hold.
+
+        Refused as Moved when anybody else has the name.
+        """
+        keys = (self._keys.name(name), self._keys.claim(host, name))
+        return self._write(name, host, value, when=tuple(map(absent, keys)))
+
     # A reservation.
 
     def bind(self, hold: Hold, wish: Wish, *, lease: int, now: str, by: str | None) -> Change:
@@ -354,8 +362,8 @@ class Claims:
             absent(self._keys.hold),
             StoreReadOnly,
             "the store",
-            "it was restored and is being reconciled; only what exists is taken note of",
-            "try again when that is finished",
+            "it is reconciled after a restore, or imported into; only what exists is noted",
+            "try again when that is finished; see: mdevns check",
         )
 
     def enrolled(self, host: str) -> Guard:

@@ -5,6 +5,7 @@
     │   ├── NotFound            ENOENT, ENODEV   3
     │   ├── NameTaken           EEXIST           4
     │   ├── ExistsOnHost        EEXIST           4   a device that is not ours has it
+    │   ├── NotEmpty            EEXIST           4   an import meets names
     │   ├── InUse               EBUSY            5
     │   ├── TryAgain            EAGAIN           6   a placeholder is not a device
     │   │   └── Moved           EAGAIN           6   the claim changed meanwhile
@@ -51,6 +52,7 @@ __all__ = [
     "NameTaken",
     "NoCapacity",
     "NotAllowed",
+    "NotEmpty",
     "NotFound",
     "OutcomeUnknown",
     "Refused",
@@ -146,6 +148,12 @@ class NameTaken(Refused):
 
 class ExistsOnHost(Refused):
     """The kernel of the host has a device of that name which is not ours."""
+
+    errno, exit_code = "EEXIST", 4
+
+
+class NotEmpty(Refused):
+    """There are names where none may be."""
 
     errno, exit_code = "EEXIST", 4
 

@@ -113,8 +113,27 @@ class Keys:
 
     @property
     def hold(self) -> str:
-        """Present while a restored store is being reconciled."""
+        """Present while a restored store is being reconciled, or a namespace imported."""
         return f"{self.root}hold"
+
+    @property
+    def importer(self) -> str:
+        """The sign of life of who imports, on a lease."""
+        return f"{self.root}importer"
+
+    @property
+    def imports(self) -> str:
+        """The prefix of what imports that are not finished have written."""
+        return f"{self.root}imports/"
+
+    def import_batch(self, id_: str, number: int) -> str:
+        """One batch of an import; written at the revision of all that is in it."""
+        return f"{self.root}imports/{id_}/{number}"
+
+    def is_claim(self, key: str) -> bool:
+        """Whether a key is that of a claim, of whichever host."""
+        host = self.host_of(key)
+        return host is not None and key.startswith(self.claims(host))
 
 
 def last_part(key: str) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "ClaimValue",
     "FindingKind",
     "FindingValue",
+    "HoldValue",
     "IdentityValue",
     "LastError",
     "MachineValue",
@@ -283,12 +284,23 @@ class OutcomeValue(_Value, frozen=True, kw_only=True):
     at: str
 
 
+class HoldValue(_Value, frozen=True, kw_only=True):
+    """`hold` while a namespace is imported: by whom (for people), and since when (RFC 3339)."""
+
+    id: str
+    who: str | None
+    at: str
+
+
 class AuditValue(_Value, frozen=True, kw_only=True):
-    """`audit/<time>-<id>`: a forced act. Its order is that of create revisions, not of `at`."""
+    """`audit/<time>-<id>`: a forced act. Its order is that of create revisions, not of `at`.
+
+    `host` is None for what was done to the whole namespace.
+    """
 
     who: str | None
     what: str
-    host: str
+    host: str | None
     why: str
     at: str
 

@@ -110,8 +110,8 @@ class Change:
         return puts + keys + _OVERHEAD
 
 
-def chunks(changes: Iterable[Change]) -> Iterator[list[Change]]:
-    """Cut changes into groups that fit one transaction each.
+def chunks(changes: Iterable[Change], *, beside: int = 0) -> Iterator[list[Change]]:
+    """Cut changes into groups that fit one transaction each, with so many short ones `beside`.
 
     etcd counts outer list + longest inner list against 128 (measured); a name occurs once in
     a group, since no key may be put twice in one transaction.
@@ -121,7 +121,7 @@ def chunks(changes: Iterable[Change]) -> Iterator[list[Change]]:
     longest = size = 0
     for change in changes:
         new_longest, new_size = max(longest, change.longest), size + change.size
-        full = len(group) + 1 + new_longest > MAX_TXN_OPS or new_size > _MAX_BYTES
+        full = len(group) + 1 + beside + new_longest > MAX_TXN_OPS or new_size > _MAX_BYTES
         if group and (full or change.name in names):
             yield group
             group, names = [], set()

@@ -113,10 +113,20 @@ class Views:
         return record.holder if record is not None else None
 
     async def records(
-        self, *, host: str | None = None, state: str | None = None, type_: str | None = None
+        self,
+        *,
+        host: str | None = None,
+        state: str | None = None,
+        type_: str | None = None,
+        revision: int = 0,
     ) -> AsyncIterator[Record]:
-        """All names and what holds them, in the order of names, in constant memory."""
-        records = self._list_host(host) if host is not None else self._list_all()
+        """All names and what holds them, in the order of names, in constant memory.
+
+        All at one revision; 0 is the newest.
+        """
+        whole = prefix(self._keys.names if host is None else self._keys.claims(host))
+        at = Range(whole.key, whole.end, revision=revision)
+        records = self._list_host(at) if host is not None else self._list_all(at)
         async for record in records:
             if _matches(record, state, type_):
                 yield record
@@ -140,6 +150,10 @@ class Views:
             HostView(host, own.session, count, own.free, own.identity, own.epoch)
             for host, own, count in zip(hosts, standing, counts, strict=True)
         ]
+
+    async def revision(self) -> int:
+        """The newest revision."""
+        return (await self._store.range(get(self._keys.hold))).revision
 
     async def is_held(self) -> bool:
         """Whether a restored store is being reconciled, so that nothing new is taken."""
@@ -174,7 +188,7 @@ class Views:
         """How many devices each parent of `hosts` has, or may have, by host and parent."""
         used: Counter[tuple[str, str]] = Counter()
         for host in hosts:
-            async for record in self._list_host(host):
+            async for record in self._list_host(prefix(self._keys.claims(host))):
                 if isinstance(record, Claim) and record.state in _WITH_DEVICE:
                     used[host, record.parent] += 1
         return used
@@ -209,17 +223,17 @@ class Views:
 
     async def _count(self, host: str) -> dict[str, int]:
         counts: Counter[str] = Counter(dict.fromkeys((state.value for state in ClaimState), 0))
-        async for record in self._list_host(host):
+        async for record in self._list_host(prefix(self._keys.claims(host))):
             counts["unreadable" if isinstance(record, Unreadable) else _state(record)] += 1
         return dict(counts)
 
-    async def _list_host(self, host: str) -> AsyncIterator[Record]:
-        async for page in pages(self._store, prefix(self._keys.claims(host))):
+    async def _list_host(self, claims: Range) -> AsyncIterator[Record]:
+        async for page in pages(self._store, claims):
             for kv in page.kvs:
                 yield read_claim(kv)
 
-    async def _list_all(self) -> AsyncIterator[Record]:
-        async for page in pages(self._store, prefix(self._keys.names)):
+    async def _list_all(self, names: Range) -> AsyncIterator[Record]:
+        async for page in pages(self._store, names):
             for kvs in batched(page.kvs, MAX_TXN_OPS):
                 taken = {Name(last_part(kv.key)): kv for kv in kvs}
                 for record in (await self._followed(taken, page.revision)).values():

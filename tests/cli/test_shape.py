@@ -29,7 +29,7 @@ def words(text: str) -> str:
 def test_help_lists_every_command_in_the_contract() -> None:
     """`mdevns`, and `mdevns --help`, list the commands and the global options."""
     contract = "create remove reserve renew release list show hosts parents types check agent"
-    persistent = "define undefine start stop move evict audit doctor completion watch"
+    persistent = "define undefine start stop move evict audit doctor completion watch export import"
     assert set(COMMANDS) == {*contract.split(), *persistent.split(), "sim", "etcd", "demo"}
     for done in (in_process("--help"), in_process()):
         assert (done.code, done.err) == (0, "")

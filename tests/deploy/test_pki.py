@@ -18,7 +18,8 @@ from coordinator.embedded import EmbeddedEtcd, free_ports
 from coordinator.errors import NotAllowed
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
-from coordinator.store import Put, Txn, absent, get
+from coordinator.model import MachineValue, encode
+from coordinator.store import Delete, Put, Txn, absent, get
 from tests.cli.driver import Cli, Done
 from tests.support.agents import TYPE, AgentProcess, SimulatedHost
 from tests.support.etcd_servers import newest_etcd
@@ -149,9 +150,9 @@ class Guarded:
             "MDEVNS_KEY": str(self.made / f"{file}.key"),
         }
 
-    def run(self, file: str, *arguments: str) -> Done:
+    def run(self, file: str, *arguments: str, **more: str) -> Done:
         """The command, as somebody."""
-        return Cli(self.endpoint, self.cluster).run(*arguments, **self.environment(file))
+        return Cli(self.endpoint, self.cluster).run(*arguments, **self.environment(file), **more)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,7 @@ def test_the_whole_line_works_with_the_least_that_each_may(
     config = tmp_path / "mdevns.toml"
     shown = guarded.environment("host-gpu01")
     lines = [f"{key.removeprefix('MDEVNS_').lower()} = '{value}'" for key, value in shown.items()]
-    config.write_text("\n".join(lines))
+    config.write_text("\n".join([*lines, "[agent]", f"bus = '{host.bus}'", "host = 'gpu01'"]))
     agent = AgentProcess(
         host, [guarded.endpoint], guarded.cluster, "--config", str(config), "--session-ttl", "2"
     )
@@ -245,6 +246,8 @@ def test_the_whole_line_works_with_the_least_that_each_may(
             done = guarded.run("operator-alice", *arguments)
             assert done.code == 0, (arguments, done, agent.tail())
         doctor = guarded.run("operator-alice", "doctor", "-o", "json")
+        assert doctor.code == 0, doctor
+        doctor = guarded.run("host-gpu01", "doctor", "-o", "json", "--config", str(config))
         assert doctor.code == 0, doctor
         assert guarded.run("viewer-bob", "list", "-o", "json").json != []
         refused = guarded.run("viewer-bob", "reserve", other)
@@ -278,6 +281,22 @@ async def test_a_host_cannot_speak_for_another(guarded: Guarded) -> None:
             await store.range(get(keys.epoch("gpu02")))
     finally:
         await store.close()
+
+
+@pytest.mark.etcd
+async def test_a_host_looks_at_itself(guarded: Guarded) -> None:
+    """To a host that may not read others' records `doctor` says so, and finds nothing wrong."""
+    keys, store = Keys(guarded.cluster), guarded.store("operator-alice")
+    other = Put(keys.machine("0" * 32), encode(MachineValue(host="gpu02")))
+    try:
+        await store.txn(Txn(success=(other,)))
+        doctor = guarded.run("host-gpu01", "doctor", "-o", "json", MDEVNS_AGENT_HOST="gpu01")
+        await store.txn(Txn(success=(Delete(other.key),)))
+    finally:
+        await store.close()
+    kinds = [(one["level"], one["kind"]) for one in doctor.json["findings"]]
+    assert ("note", "namespace") in kinds, doctor
+    assert ("fault", "namespace") not in kinds, doctor
 
 
 @pytest.mark.parametrize("script", ["mdevns-pki", "mdevns-etcd-auth"])

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+
+from cli.main import COMMANDS, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,3 +74,33 @@ def test_a_picture_is_whole_and_needs_nothing_else(name: str) -> None:
     for elsewhere in ("@font-face", "url(http", "href="):
         assert elsewhere not in text
     assert not re.search(r"mdevns-demo-|\broot@", text)
+
+
+FOR_OPERATORS = ("README.md", "docs/operations.md", "docs/security.md")
+
+
+@pytest.mark.parametrize("document", FOR_OPERATORS)
+def test_what_is_to_be_typed_exists(document: str) -> None:
+    """Every command that a document names is there, with the options that are typed after it."""
+    typed = re.findall(r"(?:^ {4,}|`|sudo )mdevns ([a-z]+)([^`\n#]*)", read(document), re.MULTILINE)
+    assert typed
+    for name, rest in typed:
+        assert name in COMMANDS, name
+        known = {option for param in _params(load(name)) for option in param.opts}
+        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            assert option in known, f"mdevns {name} {option}"
+
+
+def _params(command: Any) -> list[Any]:
+    """The parameters of a command, and of all commands of a group."""
+    inner = getattr(command, "commands", {}).values()
+    return [*command.params, *(param for each in inner for param in each.params)]
+
+
+@pytest.mark.parametrize(
+    "document", [*FOR_OPERATORS, "docs/metrics.md", "deploy/compose/README.md"]
+)
+def test_files_that_are_named_exist(document: str) -> None:
+    """Every file of the tree that a document names is there."""
+    for path in re.findall(r"(?<![\w/])((?:deploy|docs|tests)/[\w./-]*\w)", read(document)):
+        assert (ROOT / path).exists() or "compose/pki" in path, path

@@ -44,7 +44,9 @@ __all__ = ["Again", "Enrolled", "Steps"]
 _log = structlog.get_logger()
 
 _OUTCOME_TTL = 300  # seconds for which whoever waits can learn how a request failed
-_EXISTS_FIRST, _EXISTS_MOST = 0.2, 60.0  # seconds between tries at a name the kernel has
+_AGAIN_FIRST = 0.2  # seconds after which what did not do is begun again, then ever more rarely:
+_EXISTS_MOST = 60.0  # seconds between tries at a name the kernel has
+_NOT_BEGUN_MOST = 10.0  # seconds between tries at a write that no worker could begin
 _CONFLICT_AGAIN = 30.0  # seconds after which a name held elsewhere is asked for again
 # Devices that are made side by side end one after the other, further apart than a commit takes.
 # So long one that is made waits for company: a share of what it took, and at most seconds.
@@ -179,6 +181,8 @@ class Steps:
         written = await self._order(OrderKind.CREATE, begun)
         if written.begun and written.known and (written.errno is None or written.attribute):
             self._e.scanner.made(claim.name)
+        if not written.begun:  # a full disk under the locks, say
+            self._begin_more_rarely(claim.name, _NOT_BEGUN_MOST)
         return await self._created(begun, written)
 
     async def _configure(self, claim: Claim) -> Again:
@@ -264,12 +268,16 @@ class Steps:
         self._refusals[claim.name] = Refusal(write, errno, text, written.attribute)
         if errno != "EEXIST":
             return Again.NOW
-        # The name is held for a moment, or for long: each try is a commit, so ever more rarely.
-        pause = min(
-            2 * self._begin_after.get(claim.name, (0.0, _EXISTS_FIRST / 2))[1], _EXISTS_MOST
-        )
-        self._begin_after[claim.name] = (self._e.clock.boottime() + pause, pause)
+        self._begin_more_rarely(claim.name, _EXISTS_MOST)  # held for a moment, or for long
         return Again.LATER
+
+    def _begin_more_rarely(self, name: Name, most: float) -> None:
+        """Wait before the next begin, twice as long as before the last.
+
+        Each is a commit, of which the watch tells: without a pause it would go round and round.
+        """
+        pause = min(2 * self._begin_after.get(name, (0.0, _AGAIN_FIRST / 2))[1], most)
+        self._begin_after[name] = (self._e.clock.boottime() + pause, pause)
 
     # What only the store hears of.
 

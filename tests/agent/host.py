@@ -41,6 +41,7 @@ class Host:
         simulated.init(directory, 2, {TYPE: 4}, **options)  # type: ignore[arg-type]  # the simulator's own
         self.bus = SimulatedBus(directory)
         self.parents = sorted(self.bus.parents())
+        self.workers: type[Workers] = Workers
         self.store: Store = self.desk.store
         """What the agent is given; a test may put something before it."""
 
@@ -57,7 +58,7 @@ class Host:
             clock=SystemClock(),
             rng=random.Random(3),
             bus=self.bus,
-            workers=Workers(self.bus.spec, self.bus.run_dir),
+            workers=self.workers(self.bus.spec, self.bus.run_dir),
             metrics=counted,
         )
         agent = Agent(settings, parts)

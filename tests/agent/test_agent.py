@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from agent import simulated
 from agent.locks import AgentLock
+from agent.workers import Answer, Workers
 from coordinator.errors import InUse
 from coordinator.model import FindingKind, Wish
 from coordinator.states import ClaimState
@@ -16,7 +19,10 @@ from tests.agent.host import Host
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from agent.workers import Order
 
 ACTIVE, CREATING, REMOVING = ClaimState.ACTIVE, ClaimState.CREATING, ClaimState.REMOVING
 
@@ -367,3 +373,29 @@ async def test_a_store_that_was_set_back_is_enrolled_in_anew(host: Host) -> None
     assert claim is not None
     assert claim.adopted
     assert host.devices() == {NAME}
+
+
+class FullDisk(Workers):
+    """Workers that find no room for a name's lock, until `room` is made."""
+
+    room = False
+    at: ClassVar[list[float]] = []
+
+    async def order(self, order: Order, *, deadline: Callable[[], float]) -> Answer:
+        """Refuse it as a worker on a full disk does."""
+        if self.room:
+            return await super().order(order, deadline=deadline)
+        self.at.append(asyncio.get_running_loop().time())
+        type(self).room = len(self.at) == 4
+        return Answer(begun=False, why="no lock: No space left on device", seconds=0.0)
+
+
+async def test_a_full_disk_under_the_locks_is_waited_for(host: Host) -> None:
+    """What no worker can begin is begun again ever more rarely, and done once there is room."""
+    host.workers = FullDisk
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ClaimState.ACTIVE))
+    gaps = [later - earlier for earlier, later in pairwise(FullDisk.at)]
+    assert len(gaps) == 3
+    assert all(gap >= pause for gap, pause in zip(gaps, (0.2, 0.4, 0.8), strict=True))

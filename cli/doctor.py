@@ -109,13 +109,15 @@ def _run_dir(configuration: Configuration) -> Path:
 
 
 def _examine_configuration(configuration: Configuration) -> Iterator[Finding]:
+    sound = True
     for check in (configuration.check, configuration.check_agent):
         try:
             check()
         except Misconfigured as error:
+            sound = False
             yield Finding(Level.FAULT, "configuration", error.what, error.why)
     cert = configuration.settings.credentials.cert
-    if cert is not None and cert.exists():
+    if sound and cert is not None:  # what is not sound may not be a certificate
         yield from _certificate(f"cert {cert}", cert.read_bytes())
 
 

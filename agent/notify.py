@@ -41,23 +41,26 @@ class Notifier:
         """
         lines = ["WATCHDOG=1"]
         patient = self._clock.boottime() - self._began < _PATIENCE
-        if not self._ready and (verdict.ready or not patient):
-            self._ready = True
+        ready = self._ready or verdict.ready or not patient
+        if ready != self._ready:
             lines.append("READY=1")
         status = "serving" if verdict.ready else f"waiting: {'; '.join(verdict.reasons)}"
         if status != self._status:
-            self._status = status
             lines.append(f"STATUS={status}")
-        self._send(lines)
+        # A manager that is busy has not heard it: what it does not know is said again.
+        if self._send(lines):
+            self._ready, self._status = ready, status
 
     def stopping(self) -> None:
         """Say that the agent ends once the kernel is done with what it was given."""
         self._send(["STOPPING=1", "STATUS=finishing what the kernel was given"])
 
-    def _send(self, lines: list[str]) -> None:
+    def _send(self, lines: list[str]) -> bool:
+        """Say it; whether it was taken. Somebody who does not listen is no reason to stop."""
         if not self._address:
-            return
-        # A manager that does not listen any more is no reason to stop serving.
+            return True
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
             out.setblocking(False)
             out.sendto("\n".join(lines).encode(), self._address)
+            return True
+        return False

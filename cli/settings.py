@@ -261,6 +261,8 @@ class _Environment:
             if not variable.startswith("MDEVNS_") or _NOT_OURS.fullmatch(variable):
                 continue
             name = variable.removeprefix("MDEVNS_").lower()
+            if name == "agent":  # a table, which has no value of its own
+                raise Misconfigured(f"environment {variable}", "no such key", _HELP)
             if name.startswith("agent_"):
                 self.found.setdefault("agent", {})[name.removeprefix("agent_")] = value
             else:

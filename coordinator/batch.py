@@ -98,7 +98,8 @@ class GroupCommit:
                 if not one.answer.done():
                     one.answer.set_exception(error)
             for one in self._waiting.pop(guards, ()):
-                one.answer.set_exception(error)
+                if not one.answer.done():
+                    one.answer.set_exception(error)
         finally:
             self._tasks.pop(guards, None)
             for one in (*batch, *self._waiting.pop(guards, ())):

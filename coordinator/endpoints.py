@@ -34,15 +34,15 @@ class Endpoint:
         Raises:
             Misconfigured: it is not such a URL.
         """
+        if "@" in url:
+            # Not shown again, nor what a parser says of it: it holds a password.
+            what = f"etcd endpoint …@{url.rpartition('@')[2]}"
+            raise Misconfigured(what, "has a user in it", "set user and password_file")
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise Misconfigured(f"etcd endpoint {url}", str(error), _HINT) from None
-        if parts.username is not None or parts.password is not None:
-            # Not shown again: it holds a password.
-            what = f"etcd endpoint {parts.scheme}://…@{host}"
-            raise Misconfigured(what, "has a user in it", "set user and password_file")
         extra = parts.path.strip("/") or parts.query or parts.fragment
         if parts.scheme not in ("http", "https") or not host or not port or extra:
             raise Misconfigured(f"etcd endpoint {url}", "not a URL of an etcd server", _HINT)

@@ -16,17 +16,30 @@ from coordinator.errors import SetBack
 __all__ = ["History"]
 
 
+class _Loss:
+    """That a history is lost, once it is, and why."""
+
+    def __init__(self) -> None:
+        self.why = ""
+        self.said = asyncio.Event()
+
+    def say(self, why: str) -> None:
+        self.why = self.why or why
+        self.said.set()
+
+
 class History:
     """The cluster and the highest revision that answers named; 0 is none yet."""
 
     def __init__(self) -> None:
-        self.begin_anew()
+        self.cluster = self.revision = 0
+        self._loss = _Loss()
 
     def begin_anew(self) -> None:
-        """Let the next answer be the first one."""
+        """Let the next answer be the first one; whoever waits for a loss is told of one."""
+        before, self._loss = self._loss, _Loss()
         self.cluster = self.revision = 0
-        self._why = ""
-        self._lost = asyncio.Event()
+        before.say("all that was read is forgotten")
 
     def check(self) -> None:
         """See that the answers so far were of one store.
@@ -34,8 +47,8 @@ class History:
         Raises:
             SetBack: they were not.
         """
-        if self._why:
-            raise SetBack(self._why)
+        if self._loss.why:
+            raise SetBack(self._loss.why)
 
     def see(self, who: str, cluster: int, revision: int, floor: int = 0) -> bool:
         """Take note of an answer; whether it is of the store of those before it.
@@ -59,10 +72,9 @@ class History:
         Raises:
             SetBack: it is.
         """
-        lost = self._lost
-        await lost.wait()
-        raise SetBack(self._why)
+        loss = self._loss
+        await loss.said.wait()
+        raise SetBack(loss.why)
 
     def _lose(self, why: str) -> None:
-        self._why = self._why or why
-        self._lost.set()
+        self._loss.say(why)

@@ -5,6 +5,7 @@ arrives when the name was given back would take it anew, and its host would make
 So each such transaction compares, too, that a key of its own is absent. When its outcome was
 unknown for a while, that key is put before anybody is answered, on the lease that the
 reservation names: a copy is refused by the key while the lease lives, and by the lease after.
+Each lease that it names has a key: etcd looks only at the leases of what would be put.
 It costs a commit where an answer was lost, and nothing where none was.
 """
 
@@ -29,20 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["LateCopies"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Sent:
-    """One transaction: its own key, a lease without which it is refused, and whether it may lag."""
+    """Of one transaction: a lease that it names, and the key that refuses it while that lives."""
 
     key: str
     lease: int
-    may_be_late: bool = False
 
     @property
     def guard(self) -> Guard:
         return Guard(absent(self.key), Unreachable, self.key, "this copy came late")
-
-    def doubted(self) -> None:
-        self.may_be_late = True
 
 
 class LateCopies:
@@ -61,13 +58,14 @@ class LateCopies:
         Raises:
             OutcomeUnknown: also when it is known what stands, and not whether it stays so.
         """
-        await self._spend()
-        # Any of its leases will do: one that is gone refuses the whole transaction.
+        await self._spend_before()
         puts = (op for change in changes for op in change.then if isinstance(op, Put))
-        lease = next((put.lease for put in puts if put.lease), 0)
-        sent = _Sent(self._keys.spent(f"{self._rng.getrandbits(64):016x}"), lease)
-        if lease:
-            guards = (*guards, sent.guard)
+        leases = sorted({put.lease for put in puts if put.lease})
+        sent = [
+            _Sent(self._keys.spent(f"{self._rng.getrandbits(64):016x}"), lease) for lease in leases
+        ]
+        guards = (*guards, *(one.guard for one in sent))
+        doubts: list[bool] = []
         try:
             answers = await transact(
                 self._store,
@@ -75,20 +73,23 @@ class LateCopies:
                 changes,
                 patience=self._patience,
                 rng=self._rng,
-                doubted=sent.doubted,
+                doubted=lambda: doubts.append(True),
             )
         except MdevnsError as error:
-            self._owe(sent)
+            self._owed += sent if doubts else []
             if not isinstance(error, OutcomeUnknown):
                 await self._spend_what_was_answered()
             raise
-        self._owe(sent)
+        self._owed += sent if doubts else []
         await self._spend_what_was_answered()
         return answers
 
-    def _owe(self, sent: _Sent) -> None:
-        if sent.may_be_late and sent.lease:
-            self._owed.append(sent)
+    async def _spend_before(self) -> None:
+        """What an earlier request owes; this one is not sent before that is done."""
+        try:
+            await self._spend()
+        except StoreError as error:
+            raise Unreachable(error.what, error.why, "nothing was done; try again") from None
 
     async def _spend_what_was_answered(self) -> None:
         try:

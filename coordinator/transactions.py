@@ -19,6 +19,7 @@ from coordinator.errors import (
     NotAllowed,
     OutcomeUnknown,
     SetBack,
+    StoreError,
     StoreReadOnly,
     Unreachable,
 )
@@ -177,7 +178,11 @@ async def _looked_up(store: Store, changes: Sequence[Change], error: StoreReadOn
     """
     found = []
     for change in changes:
-        reads = [await store.range(read) for read in change.otherwise]
+        try:
+            reads = [await store.range(read) for read in change.otherwise]
+        except StoreError as unread:
+            why = f"{error.why}, and what stands cannot be read: {unread.why}"
+            raise OutcomeUnknown(error.what, why, "send the very same again to learn it") from None
         kvs = tuple(read.first for read in reads)
         answer = change.refused(kvs, max(read.revision for read in reads))
         found.append(answer if answer.error is None else Answer(0, error=error))

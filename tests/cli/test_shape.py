@@ -236,3 +236,5 @@ def test_kubernetes_variables_are_not_misspelt_settings() -> None:
     assert load_settings("/dev/null", environment, {}).settings.cluster == "default"
     with pytest.raises(Misconfigured, match="MDEVNS_AGNET_HOST"):
         load_settings("/dev/null", {"MDEVNS_AGNET_HOST": "x"}, {})
+    with pytest.raises(Misconfigured, match="MDEVNS_AGENT: no such key"):
+        load_settings("/dev/null", {"MDEVNS_AGENT": "x", "MDEVNS_AGENT_HOST": "y"}, {})

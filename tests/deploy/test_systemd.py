@@ -111,6 +111,16 @@ def test_a_boot_does_not_wait_for_a_store_that_is_away(manager: tuple[Manager, s
         assert ("READY=1" in listening.hear()) == ready
 
 
+def test_what_was_not_heard_is_said_again(tmp_path: Path) -> None:
+    """Readiness that nobody took is told when somebody listens."""
+    address = str(tmp_path / "late")
+    notifier = Notifier(ManualClock(MemoryEtcd()), {"NOTIFY_SOCKET": address})
+    notifier.beat(WELL)
+    with closing(Manager(address)) as listening:
+        notifier.beat(WELL)
+        assert listening.hear() == {"WATCHDOG=1", "READY=1", "STATUS=serving"}
+
+
 def test_without_a_manager_nothing_is_said(tmp_path: Path) -> None:
     """An agent in a terminal, and one whose manager is gone, serve all the same."""
     for environment in ({}, {"NOTIFY_SOCKET": str(tmp_path / "nobody")}):

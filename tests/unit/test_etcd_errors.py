@@ -130,6 +130,17 @@ def test_a_wrong_endpoint_is_a_misconfiguration(text: str) -> None:
         parse_endpoints(text)
 
 
+SECRETS = ["https://u:secret@etcd:1", "http://u:secret@h:99999", "u:secret@h"]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_a_password_in_an_endpoint_is_not_shown(url: str) -> None:
+    """It is refused, and the error does not repeat it."""
+    with pytest.raises(Misconfigured, match="has a user in it") as caught:
+        parse_endpoints(url)
+    assert "secret" not in caught.value.line
+
+
 def test_a_timeout_must_leave_time() -> None:
     """A store that could never be answered is not made."""
     with pytest.raises(Misconfigured):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from coordinator.creating import create
 from coordinator.errors import OutcomeUnknown
+from coordinator.late import LateCopies
+from coordinator.model import Name
 from coordinator.operating import remove
 from coordinator.reserving import release, reserve
-from coordinator.store import Put, Txn, prefix
-from tests.support.desk import HOST, NAME
+from coordinator.store import Delete, Put, Txn, prefix
+from tests.support.desk import HOST, NAME, OTHER, Desk
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.scene import TTL, Scene, ask
 
@@ -161,3 +164,26 @@ def test_the_key_that_ends_it_goes_with_the_lease() -> None:
     assert name is not None
     assert kv.lease == name.lease
     assert kv.lease
+
+
+async def test_a_copy_on_two_leases_is_refused_by_the_one_that_lives() -> None:
+    """When the shorter of two leases of one commit is gone, the other's name stays free too."""
+    # etcd looks only at the leases of what would be put, so a lease that is gone refuses nothing
+    # once its name is held by somebody else.
+    desk, rng = Desk(), random.Random(0)
+    fates = iter([Fate.DELAY])
+    faulty = FaultyStore(
+        desk.store, lambda txn: next(fates, Fate.DELIVER) if reserves(txn) else Fate.DELIVER
+    )
+    late = LateCopies(faulty, desk.keys, patience=5.0, rng=rng)
+    short, long = await desk.store.grant(5), await desk.store.grant(1000)
+    changes = [
+        desk.claims.reserve(Name(name), "r", None, lease=lease.id, now="t", by=None)
+        for name, lease in ((NAME, short), (OTHER, long))
+    ]
+    assert all(answer.error is None for answer in await late.transact((), changes))
+    desk.core.advance(10)
+    await desk.store.txn(Txn(success=(Put(desk.keys.name(NAME), b"somebody else's"),)))
+    await desk.store.txn(Txn(success=(Delete(desk.keys.name(OTHER)),)))
+    await arrives(faulty)
+    assert desk.kv(desk.keys.name(OTHER)) is None

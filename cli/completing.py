@@ -1,8 +1,8 @@
-"""What may come next on a command line: commands, options, choices, and names from the store.
+"""What may come next on a command line: commands, options, choices, and what the store knows.
 
-`candidates` is given the words up to the cursor. What stands in the namespace is asked for in
-one short call and a bounded number; whatever fails, nothing is offered: a shell that waits for
-a completion has no place for an error.
+`candidates` is given the words up to the cursor. The store is asked in one short call for a
+bounded number (`cli.offering`); whatever fails, nothing is offered: a shell that waits for a
+completion has no place for an error.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import asyncio
 import os
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cli import offering
 from cli.main import COMMANDS, app, load
 from cli.settings import load as load_settings
-from coordinator.keys import Keys, last_part
-from coordinator.model import Claim, Name, ParentValue, decode, parse_label
+from coordinator.keys import Keys
+from coordinator.model import parse_label
 from coordinator.states import ClaimState
-from coordinator.store import Range, prefix, prefix_end
-from coordinator.views import Views
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -32,7 +32,6 @@ FILES = ":files"
 """Instead of candidates: names of files, which the shell knows best."""
 
 _PATIENCE = 1.0  # seconds for the store, all in all
-_MOST = 128  # names that are offered, which is what one transaction can look at
 
 _FILE_OPTIONS = {"config", "file", "directory", "run_dir"}
 
@@ -55,7 +54,7 @@ class _Line:
     path: list[str] = field(default_factory=list)
     command: Any = None
     options: dict[str, str] = field(default_factory=dict)
-    arguments: int = 0
+    arguments: list[str] = field(default_factory=list)
     expects: Any = None
 
 
@@ -68,16 +67,15 @@ def candidates(words: Sequence[str]) -> list[str]:
     if last.startswith("-"):
         option, equals, value = last.partition("=")
         if equals and (param := _option(line, option)) is not None:
-            return [f"{option}={one}" for one in _values(line, param, value)]
-        return _starting(
-            last, (name for param in _params(line) for name in param.opts if name.startswith("-"))
-        )
+            values = _values(line, param, value)
+            return values if values == [FILES] else [f"{option}={one}" for one in values]
+        return _starting(last, ["--help", *(name for one in _params(line) for name in _names(one))])
     if line.command is None or hasattr(line.command, "commands"):
         return _starting(last, COMMANDS if line.command is None else line.command.commands)
     arguments = [p for p in line.command.params if p.param_type_name == "argument"]
     if not arguments:
         return []
-    return _values(line, arguments[min(line.arguments, len(arguments) - 1)], last)
+    return _values(line, arguments[min(len(line.arguments), len(arguments) - 1)], last)
 
 
 def _read(words: Sequence[str]) -> _Line:
@@ -102,7 +100,7 @@ def _read(words: Sequence[str]) -> _Line:
             line.path.append(word)
             line.command = line.command.commands.get(word, _Unknown)
         else:
-            line.arguments += 1
+            line.arguments.append(word)
     return line
 
 
@@ -113,11 +111,9 @@ class _Unknown:
 
 
 def _params(line: _Line) -> list[Any]:
-    """The options that may stand here; the global ones may anywhere."""
-    own = [] if line.command is None else line.command.params
-    known = {param.name for param in own}
-    root = [param for param in _root().params if line.command is None or param.name not in known]
-    return [param for param in (*own, *root) if param.param_type_name == "option"]
+    """The options that may stand here; every command has the global ones among its own."""
+    params = _root().params if line.command is None else line.command.params
+    return [param for param in params if param.param_type_name == "option"]
 
 
 def _root() -> Any:
@@ -126,8 +122,12 @@ def _root() -> Any:
     return get_command(app)
 
 
+def _names(option: Any) -> list[str]:
+    return [*option.opts, *option.secondary_opts]
+
+
 def _option(line: _Line, name: str) -> Any:
-    return next((param for param in _params(line) if name in param.opts), None)
+    return next((param for param in _params(line) if name in _names(param)), None)
 
 
 def _starting(start: str, words: Iterable[str]) -> list[str]:
@@ -144,7 +144,8 @@ def _values(line: _Line, param: Any, last: str) -> list[str]:
     if param.name in _FILE_OPTIONS:
         return [FILES]
     ask = _from_store(line, param, last)
-    return [] if ask is None else _asked(line, ask)
+    found = [] if ask is None else _asked(line, ask)
+    return [one for one in found if one not in line.arguments]
 
 
 def _from_store(
@@ -153,17 +154,21 @@ def _from_store(
     """What is to be asked for a value; None: it is nothing that the store knows."""
     command = line.path[0] if line.path else ""
     host = line.options.get("host")
+    ask: Callable[[Store, Keys], Awaitable[list[str]]] | None = None
     match param.name:
         case "name" | "names" if command not in ("create", "define", "reserve"):
-            states = _OF_COMMAND.get(command)
-            return lambda store, keys: _names(store, keys, last.lower(), states)
-        case "host" | "to" | "from_host":
-            return lambda store, keys: _hosts(store, keys, last)
-        case "type_" | "type":
-            return lambda store, keys: _types(store, keys, last, host)
+            ask = partial(offering.names, start=last.lower(), states=_OF_COMMAND.get(command))
+        case "host" if param.param_type_name == "argument":  # to be evicted or forgotten
+            ask = partial(offering.unreachable_hosts, start=last)
+        case "host":
+            ask = partial(offering.hosts, start=last)
+        case "to":
+            ask = partial(offering.places, start=last)
+        case "type_" if command != "sim":
+            ask = partial(offering.types, start=last, host=host)
         case "parent":
-            return lambda store, keys: _parents(store, keys, last, host)
-    return None
+            ask = partial(offering.parents, start=last, host=host)
+    return ask
 
 
 def _asked(line: _Line, ask: Callable[[Store, Keys], Awaitable[list[str]]]) -> list[str]:
@@ -188,43 +193,3 @@ async def _ask(line: _Line, ask: Callable[[Store, Keys], Awaitable[list[str]]]) 
             return await ask(store, keys)
     finally:
         await store.close()
-
-
-async def _names(
-    store: Store, keys: Keys, start: str, states: frozenset[ClaimState] | None
-) -> list[str]:
-    first = keys.names + start
-    page = await store.range(Range(first, prefix_end(first), limit=_MOST, keys_only=True))
-    names = [Name(last_part(kv.key)) for kv in page.kvs]
-    if states is None:
-        return list(names)
-    records = await Views(store, keys).find_all(names)
-    return [name for name, record in records.items() if _state(record) in states]
-
-
-def _state(record: object) -> ClaimState:
-    """The state of what holds a name; what has no claim is a reservation."""
-    return record.state if isinstance(record, Claim) else ClaimState.RESERVED
-
-
-async def _hosts(store: Store, keys: Keys, start: str) -> list[str]:
-    return _starting(start, await Views(store, keys).hosts())
-
-
-async def _offers(store: Store, keys: Keys, host: str | None) -> list[tuple[str, ParentValue]]:
-    hosts = [host] if host else await Views(store, keys).hosts()
-    found = []
-    for each in hosts[:_MOST]:
-        page = await store.range(prefix(keys.parents(each)))
-        values = ((last_part(kv.key), decode(kv, ParentValue)) for kv in page.kvs)
-        found += [(parent, value) for parent, value in values if isinstance(value, ParentValue)]
-    return found
-
-
-async def _types(store: Store, keys: Keys, start: str, host: str | None) -> list[str]:
-    offers = await _offers(store, keys, host)
-    return _starting(start, (type_.type for _, value in offers for type_ in value.types))
-
-
-async def _parents(store: Store, keys: Keys, start: str, host: str | None) -> list[str]:
-    return _starting(start, (parent for parent, _ in await _offers(store, keys, host)))

@@ -30,6 +30,10 @@ def completion(
         str | None,
         typer.Argument(hidden=True, help="The command line up to the cursor, to be completed."),
     ] = None,
+    replaced: Annotated[
+        str | None,
+        typer.Argument(hidden=True, help="What of its last word the shell replaces; else all."),
+    ] = None,
 ) -> None:
     """Print the script that makes a shell complete commands, options and names.
 
@@ -41,64 +45,71 @@ def completion(
         call.out.write(_SCRIPTS[shell])
         return
     words = _words(line)[1:] or [""]
+    kept = _kept(words[-1], replaced)
     for candidate in candidates(words):
-        call.out.write(f"{_replacing(shell, words[-1], candidate)}\n")
+        call.out.write(f"{candidate if candidate == FILES else candidate[kept:]}\n")
 
 
 def _words(line: str) -> list[str]:
     """The words of a line as far as it goes; the last one is being typed, and may be empty."""
-    try:
-        words = shlex.split(line)
-    except ValueError:  # a quote that is not closed yet
-        words = line.split()
-    return [*words, ""] if line[-1:].isspace() else words
+    for closing in ("", "'", '"'):  # a quote may still be open
+        try:
+            words = shlex.split(line + closing)
+        except ValueError:
+            continue
+        return [*words, ""] if not closing and line[-1:].isspace() else words
+    return line.split()
 
 
-def _replacing(shell: Shell, typed: str, candidate: str) -> str:
-    """What a shell puts in the place of what was typed.
+def _kept(word: str, replaced: str | None) -> int:
+    """How many characters of the last word the shell leaves as they are.
 
-    bash takes a word to begin anew after a colon and an equals sign (COMP_WORDBREAKS), of which
-    the addresses of parents are full.
+    In bash a word begins anew after each of COMP_WORDBREAKS, as the user has set it: mostly
+    after a colon, of which the addresses of parents are full, and an equals sign. In quotes it
+    does not.
     """
-    if shell is not Shell.BASH or candidate == FILES:
-        return candidate
-    return candidate[max(typed.rfind(":"), typed.rfind("=")) + 1 :]
+    return len(word) - len(replaced) if replaced is not None and word.endswith(replaced) else 0
 
 
 _SCRIPTS = {
     Shell.BASH: """\
 _mdevns() {
     local found
-    found=$("$1" completion bash "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
+    found=$("${1/#\\~/$HOME}" completion bash -- "${COMP_LINE:0:COMP_POINT}" "$2" 2>/dev/null)
     COMPREPLY=()
     if [[ $found == :files ]]; then
         compopt -o default
     elif [[ -n $found ]]; then
         mapfile -t COMPREPLY <<<"$found"
-        [[ ${#COMPREPLY[@]} -gt 1 || ${COMPREPLY[0]} != *= ]] || compopt -o nospace
     fi
 }
 complete -F _mdevns mdevns
 """,
+    # Either sourced, or found in $fpath and called the first time by being read.
     Shell.ZSH: """\
 #compdef mdevns
 _mdevns() {
     local -a found
-    found=("${(@f)$(${words[1]} completion zsh "${(j: :)words[1,CURRENT]}" 2>/dev/null)}")
+    found=("${(@f)$(${~words[1]} completion zsh "${(j: :)words[1,CURRENT]}" 2>/dev/null)}")
     if [[ $found[1] == :files ]]; then
+        compset -P '-*='
         _files
     elif [[ -n $found[1] ]]; then
         compadd -- $found
     fi
 }
-compdef _mdevns mdevns
+if [[ $funcstack[1] == _mdevns ]]; then _mdevns "$@"; else compdef _mdevns mdevns; fi
 """,
     Shell.FISH: """\
 function __mdevns
     set -l found (mdevns completion fish (commandline -cp | string collect) 2>/dev/null)
     if test "$found" = :files
-        __fish_complete_path (commandline -ct)
-    else
+        set -l option (string match -r -- '^-.*?=' (commandline -ct))
+        set -l typed (string replace -r -- '^-.*?=' '' (commandline -ct))
+        for file in (__fish_complete_path $typed)
+            printf '%s%s\\n' "$option" $file
+        end
+    else if set -q found[1]
         printf '%s\\n' $found
     end
 end

@@ -4,6 +4,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -23,11 +24,17 @@ from coordinator.views import HostView, ParentView
 __all__ = ["hosts", "parents", "types"]
 
 
+class Act(StrEnum):
+    """What is done about a host."""
+
+    FORGET = "forget"
+
+
 @command
 def hosts(
     call: Call,
     act: Annotated[
-        str | None, typer.Argument(metavar="forget", help="Drop a host that holds no name.")
+        Act | None, typer.Argument(metavar="forget", help="Drop a host that holds no name.")
     ] = None,
     host: Annotated[str | None, typer.Argument(metavar="HOST", help="Which.")] = None,
     *,
@@ -44,7 +51,7 @@ def hosts(
     if act is None:
         call.out.many(_hosts_view(), call.run(lambda client: client.views.host_views()))
         return
-    if act != "forget" or host is None:
+    if host is None:
         raise Usage(call.path, "takes nothing, or: forget HOST", f"see: {call.path} --help")
     gone = parse_label(host, "host name")
     call.run(lambda client: evicting.forget(client, gone, reason=reason))

@@ -139,6 +139,11 @@ class Views:
             hosts += [value.host for value in values if isinstance(value, MachineValue)]
         return sorted(hosts)
 
+    async def unreachable(self, hosts: Sequence[str]) -> list[str]:
+        """Those of `hosts` whose agent has no session."""
+        sessions = await self._gets([self._keys.session(host) for host in hosts])
+        return [host for host, seen in zip(hosts, sessions, strict=True) if seen is None]
+
     async def host_views(self) -> list[HostView]:
         """All hosts with their sessions and the number of their claims by state."""
         hosts = await self.hosts()

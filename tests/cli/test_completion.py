@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shlex
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,7 +14,8 @@ import pytest
 
 from cli.completing import FILES, candidates
 from cli.main import COMMANDS
-from tests.cli.driver import NOWHERE, TYPE, in_process
+from tests.cli.driver import DEADLINE, NOWHERE, TYPE, in_process
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
         ("sim ", {"init", "reboot", "hold", "let-go"}),
         ("sim re", {"reboot"}),
         ("create --pers", {"--persistent"}),
+        ("create --no", {"--no-wait"}),
+        ("create --versi", set()),
+        ("create --hel", {"--help"}),
+        ("--ver", {"--version", "--verbose"}),
         ("--out", {"--output"}),
         ("list --output ", {"table", "json", "name"}),
         ("list -o j", {"json"}),
@@ -37,7 +45,10 @@ if TYPE_CHECKING:
         ("list --state=de", {"--state=defined"}),
         ("create --place p", {"pack"}),
         ("create --config ", {FILES}),
+        ("create --config=/etc", {FILES}),
         ("create --count ", set()),
+        ("sim init DIR --type ", set()),
+        ("hosts ", {"forget"}),
         ("completion z", {"zsh"}),
     ],
 )
@@ -64,6 +75,18 @@ def test_static_words_are_completed_without_grpc() -> None:
         "sys.exit('grpc' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_is_one_of_its_shell(shell: str, tmp_path: Path) -> None:
+    """Where the shell is there it reads its script without complaint; a script names no other."""
+    script = tmp_path / "completion"
+    script.write_text(in_process("completion", shell).out)
+    assert f"completion {shell} " in script.read_text()
+    program = shutil.which(shell)
+    if program is not None:
+        done = subprocess.run([program, "-n", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_store_that_is_away_offers_nothing() -> None:
@@ -105,6 +128,8 @@ def test_names_are_offered_where_they_can_be_used(pair: Pair, typed: list[str]) 
     assert offered(cli, "stop ") == [active]
     assert offered(cli, "release ") == [reserved]
     assert active in offered(cli, f"remove {active[:8].upper()}")
+    assert offered(cli, f"remove {active} {active[:8]}") == []
+    assert offered(cli, f"show '{active[:8]}") == [active]
     assert offered(cli, "create ") == []
 
 
@@ -113,7 +138,10 @@ def test_hosts_types_and_parents_are_offered(pair: Pair) -> None:
     """They come from the store, and parents from the host that is named."""
     cli, host, other = pair
     assert offered(cli, "create --host ") == [host.name, other.name]
-    assert offered(cli, "evict gpu01") == [host.name]
+    assert offered(cli, "evict ") == []  # both are alive
+    assert offered(cli, f"move x --to {other.name[:-1]}") == [host.name, other.name]
+    place, *_ = offered(cli, f"move x --to {other.name}/")
+    assert place.startswith(f"{other.name}/")
     assert offered(cli, "create --type ") == [TYPE]
     assert len(offered(cli, f"create --host {host.name} --parent ")) >= 1
     assert offered(cli, "create --host nobody --parent ") == []
@@ -121,26 +149,53 @@ def test_hosts_types_and_parents_are_offered(pair: Pair) -> None:
 
 @pytest.mark.etcd
 def test_the_real_bash_completes(pair: Pair, typed: list[str], tmp_path: Path) -> None:
-    """The script that is printed fills COMPREPLY, also after a colon."""
-    cli = pair[0]
-    script = tmp_path / "completion"
-    script.write_text(cli.ok("completion", "bash").out)
-    program = tmp_path / "mdevns"
+    """An interactive bash completes words, in quotes too, and wherever it takes words to end."""
+    cli, name = pair[0], typed[0]
+    parent = cli.ok("parents", "-o", "json").json[0]["parent"]
+    head = parent[:-1]
+    assert ":" in head
+    whole = "COMP_WORDBREAKS=${COMP_WORDBREAKS//[:=]}"  # as some have it in their .bashrc
+    for line, became, setup in (
+        ("mdevns sta", "mdevns start ", ""),
+        ("mdevns create --no", "mdevns create --no-wait ", ""),
+        ("mdevns list --state=de", "mdevns list --state=defined ", ""),
+        (f"mdevns show {name[:8].upper()}", f"mdevns show {name} ", ""),
+        (f"~/mdevns show '{name[:8]}", f"~/mdevns show '{name}' ", ""),
+        (f"mdevns create --parent {head}", f"mdevns create --parent {parent} ", ""),
+        (f"mdevns create --parent {head}", f"mdevns create --parent {parent} ", whole),
+        (f"mdevns create --parent={head}", f"mdevns create --parent={parent} ", whole),
+        (f'mdevns create --parent "{head}', f'mdevns create --parent "{parent}" ', ""),
+    ):
+        assert after_tab(cli, line, setup, tmp_path) == became
+
+
+def after_tab(cli: Cli, line: str, setup: str, home: Path) -> str:
+    """What an interactive bash makes of a line when Tab is pressed at its end."""
+    program, script, start, told = (home / each for each in ("mdevns", "script", "start", "told"))
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cli "$@"\n')
     program.chmod(0o755)
-    parent = cli.ok("parents", "-o", "json").json[0]["parent"]
-    assert ":" in parent
-    head = parent.rpartition(":")[0] + ":"
-    for line, reply in (
-        ("mdevns sta", "start"),
-        (f"mdevns show {typed[0][:6]}", typed[0]),
-        (f"mdevns create --parent {head}", parent.removeprefix(head)),
-    ):
-        asked = (
-            f"source {script}; COMP_LINE={shlex.quote(line)}; COMP_POINT=${{#COMP_LINE}}; "
-            f"_mdevns {program}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        )
-        done = subprocess.run(
-            ["bash", "-c", asked], env=cli.environment(), capture_output=True, text=True, check=True
-        )
-        assert reply in done.stdout.split(), (line, done)
+    script.write_text(cli.ok("completion", "bash").out)
+    tell = f'printf %s "$READLINE_LINE" >{told}.new; mv {told}.new {told}'
+    start.write_text(f"source {script}\n{setup}\nbind -x '\"\\C-t\": {tell}'\nPS1='now: '\n")
+    told.unlink(missing_ok=True)
+    path = f"{home}:{os.environ['PATH']}"
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ["bash", "--rcfile", start, "-i"],
+        env=cli.environment(PATH=path, HOME=str(home), TERM="dumb"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as bash:
+        os.close(theirs)
+        said = b""
+        while b"now: " not in said:
+            said += os.read(ours, 4096)
+        os.write(ours, f"{line}\t\x14".encode())  # Ctrl-T tells
+        try:
+            wait_until(told.exists, DEADLINE)
+        finally:
+            bash.kill()
+    os.close(ours)
+    return told.read_text()

@@ -6,21 +6,30 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from cli import roff
 from cli.main import COMMANDS, app, load
 from cli.settings import AgentTable, Settings
-from coordinator import __version__, errors
+from coordinator import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["exit_codes", "pages"]
 
-_GLOBAL = "Global options work before and after a command; they are in mdevns(1)."
+_GLOBAL = "The global options work here too; they are in mdevns(1)."
+_ALL_KEYS = (
+    "A configuration has these keys, those of the agent in its table [agent]; any other is an "
+    "error. The environment wins over it, and an option over both."
+)
+_STATUS = "As for all commands; the codes are in mdevns(1)."
 
 _MORE_CODES = {
     0: "Done.",
@@ -34,74 +43,66 @@ def pages() -> Iterator[tuple[str, str]]:
     """Every page: its name without the section, and its roff."""
     from typer.main import get_command  # noqa: PLC0415 - the app is loaded by now
 
-    yield "mdevns", _root(get_command(app))
+    root = get_command(app)
+    yield "mdevns", _root(root)
     for name in COMMANDS:
-        yield from _of(f"mdevns-{name}", load(name))
+        yield from _of(("mdevns", name), load(name))
 
 
-def _of(name: str, command: Any) -> Iterator[tuple[str, str]]:
-    yield name, _page(name, command)
-    for child, inner in getattr(command, "commands", {}).items():
-        yield from _of(f"{name}-{child}", inner)
+def _of(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, str]]:
+    yield "-".join(path), _page(path, command)
+    for child, inner in _children(command).items():
+        yield from _of((*path, child), inner)
 
 
 def _root(command: Any) -> str:
     return "".join(
         (
-            _title("mdevns"),
-            _name("mdevns", command.help),
-            _section(
+            roff.top("mdevns", command.help),
+            roff.section(
                 "SYNOPSIS", "\\fBmdevns\\fR [\\fIoptions\\fR] \\fIcommand\\fR [\\fIarguments\\fR]\n"
             ),
-            _section("DESCRIPTION", _paragraphs(command.help)),
-            _section(
+            roff.section("DESCRIPTION", roff.paragraphs(command.help)),
+            roff.section(
                 "COMMANDS",
                 "".join(
-                    _item(f"\\fBmdevns-{_text(name)}\\fR(1)", summary)
+                    roff.item(roff.reference(f"mdevns-{name}"), summary)
                     for name, (_, summary) in COMMANDS.items()
                 ),
             ),
-            _section("OPTIONS", _options(command)),
-            _section(
+            roff.section("OPTIONS", _options(command)),
+            roff.section(
                 "EXIT STATUS",
-                "".join(_item(str(code), text) for code, text in sorted(exit_codes().items())),
+                "".join(roff.item(str(code), text) for code, text in sorted(exit_codes().items())),
             ),
-            _section(
-                "FILES",
-                _item(
-                    "/etc/mdevns/mdevns.toml",
-                    "The configuration, with the keys "
-                    + ", ".join(_keys())
-                    + ". Unknown ones are errors.",
-                ),
+            roff.section("CONFIGURATION", _configuration(command)),
+            roff.section("ENVIRONMENT", _environment(command)),
+            roff.section(
+                "FILES", roff.item("/etc/mdevns/mdevns.toml", "The configuration, in TOML.")
             ),
-            _section("ENVIRONMENT", "".join(map(_variable, _keys()))),
         )
     )
 
 
-def _page(name: str, command: Any) -> str:
+def _page(path: tuple[str, ...], command: Any) -> str:
+    name, children = "-".join(path), _children(command)
+    above = ["-".join(path[:end]) for end in range(1, len(path))]
     return "".join(
         (
-            _title(name),
-            _name(name, command.help),
-            _section("SYNOPSIS", _synopsis(name, command)),
-            _section("DESCRIPTION", _paragraphs(command.help)),
-            _section(
+            roff.top(name, command.help),
+            roff.section("SYNOPSIS", _synopsis(path, command)),
+            roff.section("DESCRIPTION", roff.paragraphs(command.help)),
+            roff.section(
                 "COMMANDS",
                 "".join(
-                    _item(f"\\fB{_text(name)}-{_text(child)}\\fR(1)", _summary(inner.help))
-                    for child, inner in getattr(command, "commands", {}).items()
+                    roff.item(roff.reference(f"{name}-{child}"), roff.summary(inner.help))
+                    for child, inner in children.items()
                 ),
             ),
-            _section("ARGUMENTS", "".join(map(_argument, _arguments(command)))),
-            _section("OPTIONS", _options(command)),
-            _section(
-                "SEE ALSO",
-                "\\fBmdevns\\fR(1)\n"
-                if "-" not in name
-                else f".PP\n{_text(_GLOBAL)} Exit codes, too.\n",
-            ),
+            roff.section("ARGUMENTS", "".join(map(_argument, _arguments(command)))),
+            roff.section("OPTIONS", "" if children else _own_and_global(_options(command))),
+            roff.section("EXIT STATUS", f"{roff.text(_STATUS)}\n"),
+            roff.section("SEE ALSO", ", ".join(map(roff.reference, above)) + "\n"),
         )
     )
 
@@ -122,9 +123,47 @@ def _is_group(kind: type[errors.MdevnsError]) -> bool:
 
 def _meaning(kinds: Iterable[type[errors.MdevnsError]]) -> str:
     kinds = list(kinds)
-    names = dict.fromkeys(kind.errno for kind in kinds)
-    texts = dict.fromkeys(_summary(kind.__doc__) for kind in kinds)
+    names = dict.fromkeys(map(_errnos, kinds))
+    texts = dict.fromkeys(roff.summary(kind.__doc__) for kind in kinds)
     return f"{' '.join(texts)} ({', '.join(names)})"
+
+
+def _errnos(kind: type[errors.MdevnsError]) -> str:
+    """The errno names of an error, as the tree says them: not only what it mostly has."""
+    found = re.search(rf"── {kind.__name__} +(.+?) +\d", errors.__doc__ or "")
+    return found[1] if found else kind.errno
+
+
+# What is configured.
+
+
+def _configuration(root: Any) -> str:
+    meant = {**_meant(load("agent"), "agent."), **_described(), **_meant(root, "")}
+    items = (roff.item(roff.fonted("B", key), meant[key]) for key in _keys())
+    return f"{roff.text(_ALL_KEYS)}\n{''.join(items)}"
+
+
+def _environment(root: Any) -> str:
+    (config,) = (param.help for param in root.params if param.name == "config")
+    items = (
+        roff.item(roff.fonted("B", _variable(key)), f"As the key {key} of a configuration.")
+        for key in _keys()
+    )
+    return roff.item(roff.fonted("B", "MDEVNS_CONFIG"), config) + "".join(items)
+
+
+def _meant(command: Any, table: str) -> dict[str, str]:
+    """What the options of a command say of the keys that they are for."""
+    return {f"{table}{param.name}": param.help for param in command.params}
+
+
+def _described() -> dict[str, str]:
+    """What the keys say that have no option."""
+    described = {}
+    for field in msgspec.inspect.type_info(Settings).fields:  # type: ignore[attr-defined]  # a StructType
+        if isinstance(field.type, msgspec.inspect.Metadata):
+            described[field.name] = (field.type.extra_json_schema or {}).get("description", "")
+    return described
 
 
 def _keys() -> list[str]:
@@ -135,8 +174,7 @@ def _keys() -> list[str]:
 
 
 def _variable(key: str) -> str:
-    variable = f"MDEVNS_{key.upper().replace('.', '_')}"
-    return _item(f"\\fB{_text(variable)}\\fR", f"As the key {key} of the configuration.")
+    return f"MDEVNS_{key.upper().replace('.', '_')}"
 
 
 # What a command is made of.
@@ -146,36 +184,64 @@ def _arguments(command: Any) -> list[Any]:
     return [p for p in command.params if p.param_type_name == "argument" and not p.hidden]
 
 
-def _synopsis(name: str, command: Any) -> str:
-    parts = ["[\\fIoptions\\fR]"]
-    if hasattr(command, "commands"):
-        parts.append("\\fIcommand\\fR")
-    parts += [_shown(one) for one in _arguments(command)]
-    return f"\\fB{_text(name.replace('-', ' ', 1))}\\fR {' '.join(parts)}\n"
+def _children(command: Any) -> dict[str, Any]:
+    """The commands of a group."""
+    return dict(getattr(command, "commands", {}))
+
+
+def _synopsis(path: tuple[str, ...], command: Any) -> str:
+    """How a command is typed; those of a group one by one."""
+    if children := _children(command):
+        each = [_synopsis((*path, child), inner) for child, inner in children.items()]
+        return ".br\n".join(each)
+    needed = (_typed(param) for param in command.params if _is_option(param) and param.required)
+    parts = [*needed, "[\\fIoptions\\fR]", *map(_shown, _arguments(command))]
+    return f"{roff.fonted('B', ' '.join(path))} {' '.join(parts)}\n"
 
 
 def _shown(argument: Any) -> str:
     """An argument in the synopsis: in brackets if it may be left out, with dots if repeated."""
-    shown = f"\\fI{_text((argument.metavar or argument.name).strip('[].'))}\\fR"
+    shown = roff.fonted("I", (argument.metavar or argument.name).strip("[]."))
     if argument.nargs == -1:
         shown += " ..."
     return shown if argument.required else f"[{shown}]"
 
 
 def _argument(argument: Any) -> str:
-    return _item(_shown(argument), argument.help)
+    return roff.item(_shown(argument), argument.help)
 
 
 def _options(command: Any) -> str:
-    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-    return "".join(map(_option, options))
+    return "".join(map(_option, filter(_is_option, command.params)))
+
+
+def _is_option(param: Any) -> bool:
+    return param.param_type_name == "option" and not param.hidden
+
+
+def _own_and_global(options: str) -> str:
+    return f"{options}.PP\n{roff.text(_GLOBAL)}\n" if options else f"{roff.text(_GLOBAL)}\n"
 
 
 def _option(option: Any) -> str:
-    names = ", ".join(f"\\fB{_text(one)}\\fR" for one in (*option.opts, *option.secondary_opts))
-    if not option.is_flag:
-        names += f" \\fI{_text(_value(option))}\\fR"
-    return _item(names, option.help)
+    return roff.item(_typed(option), f"{option.help}{_otherwise(option)}")
+
+
+def _typed(option: Any) -> str:
+    """An option as it is typed, by all its names."""
+    names = ", ".join(roff.fonted("B", one) for one in (*option.opts, *option.secondary_opts))
+    return names if option.is_flag else f"{names} {roff.fonted('I', _value(option))}"
+
+
+def _otherwise(option: Any) -> str:
+    """What holds where an option is left out, as its help says it."""
+    if option.required:
+        return "  [required]"
+    default = option.default
+    if not option.show_default or default is None or default is False:
+        return ""
+    # A flag has two names, the first of which turns it on.
+    return f"  [default: {option.opts[0].strip('-') if default is True else default}]"
 
 
 def _value(option: Any) -> str:
@@ -186,48 +252,12 @@ def _value(option: Any) -> str:
     return str(option.metavar or option.name.strip("_").upper())
 
 
-# roff.
-
-
-def _title(name: str) -> str:
-    return f'.TH {_text(name.upper())} 1 "" "mdevns {__version__}" "mdevns"\n'
-
-
-def _name(name: str, text: str) -> str:
-    return _section("NAME", f"{_text(name)} \\- {_text(_summary(text).rstrip('.'))}\n")
-
-
-def _section(title: str, body: str) -> str:
-    return f".SH {title}\n{body}" if body else ""
-
-
-def _item(term: str, text: str | None) -> str:
-    return f".TP\n{term}\n{_text(text or '')}\n"
-
-
-def _paragraphs(text: str) -> str:
-    """A help text: its paragraphs, each on one line."""
-    parts = inspect.cleandoc(text).split("\n\n")
-    return "".join(f".PP\n{_text(' '.join(part.split()))}\n" for part in parts)
-
-
-def _summary(text: str | None) -> str:
-    return inspect.cleandoc(text or "").split("\n", 1)[0]
-
-
-def _text(text: str) -> str:
-    """Text that roff takes as it is: no escapes, and no line that begins with a request."""
-    escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
-    escaped = escaped.replace("…", "...").replace("→", "\\(->")
-    return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped
-
-
 def main(directory: str) -> None:
     """Write all pages into a directory."""
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
-    for name, roff in pages():
-        (place / f"{name}.1").write_text(roff, encoding="utf-8")
+    for name, page in pages():
+        (place / f"{name}.1").write_text(page, encoding="utf-8")
     sys.stdout.write(f"{len(list(place.glob('mdevns*.1')))} pages in {place}\n")
 
 

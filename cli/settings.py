@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from coordinator.credentials import Credentials
 from coordinator.endpoints import parse_endpoints
@@ -27,10 +28,10 @@ DEFAULT_FILE = Path("/etc/mdevns/mdevns.toml")
 
 _TIMEOUT = 10.0  # seconds
 
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
-Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Count = Annotated[int, Meta(ge=1, le=1024)]
 # etcd grants no lease under two seconds (measured).
-LeaseSeconds = Annotated[int, msgspec.Meta(ge=2, le=86400)]
+LeaseSeconds = Annotated[int, Meta(ge=2, le=86400)]
 
 
 class AgentTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,11 +53,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     endpoints: str | list[str] = "http://127.0.0.1:2379"
     cluster: str = "default"
     timeout: Seconds | None = None
-    cacert: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    user: str | None = None
-    password_file: str | None = None
+    # What has no option says here, for the manual, what it is.
+    cacert: Annotated[
+        str | None,
+        Meta(description="Who signed etcd's certificates, in PEM; else whom the system trusts."),
+    ] = None
+    cert: Annotated[str | None, Meta(description="What etcd is shown of us, in PEM.")] = None
+    key: Annotated[
+        str | None,
+        Meta(description="The key of cert, in PEM; a file that only its owner may read."),
+    ] = None
+    user: Annotated[
+        str | None, Meta(description="etcd's user, where no certificate names one.")
+    ] = None
+    password_file: Annotated[
+        str | None,
+        Meta(
+            description="The password of user, on one line of a file that only its owner may read."
+        ),
+    ] = None
     agent: AgentTable = AgentTable()
 
     @property

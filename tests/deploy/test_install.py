@@ -40,11 +40,17 @@ def test_it_is_installed_upgraded_and_taken_away(tmp_path: Path) -> None:
     assert (tmp_path / "usr/local/bin/mdevns").readlink() == Path("/opt/mdevns/current/bin/mdevns")
     assert (tmp_path / "etc/systemd/system/mdevns-agent.service").is_file()
     assert (tmp_path / "usr/local/share/man/man1/mdevns-create.1").is_file()
-    assert (
-        "_mdevns" in (tmp_path / "usr/local/share/bash-completion/completions/mdevns").read_text()
-    )
+    for place in (
+        "usr/local/share/bash-completion/completions/mdevns",
+        "usr/local/share/zsh/site-functions/_mdevns",
+        "etc/fish/completions/mdevns.fish",
+    ):
+        assert "_mdevns" in (tmp_path / place).read_text()
     config.write_text("cluster = 'edited'\n")
+    of_another_version = tmp_path / "usr/local/share/man/man1/mdevns-gone.1"
+    of_another_version.touch()
     install(tmp_path)
+    assert not of_another_version.exists()
     second = (opt / "current").readlink()
     assert (second != first, config.read_text()) == (True, "cluster = 'edited'\n")
     install(tmp_path, "--rollback")

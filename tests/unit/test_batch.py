@@ -16,6 +16,7 @@ from tests.support.faulty import Fate, FaultyStore
 from tests.support.waiting import wait_until_async
 
 if TYPE_CHECKING:
+    from coordinator.store import TxnResult
     from coordinator.transactions import Change
 
 
@@ -148,3 +149,27 @@ async def test_closing_leaves_nobody_waiting(desk: Desk, *, sent: bool) -> None:
 
 async def _next_turn() -> None:
     """One turn of the loop, in which everything that is ready runs once."""
+
+
+async def test_a_defect_is_told_to_all_who_wait_also_beside_one_who_left(desk: Desk) -> None:
+    """A caller that was cancelled does not keep the others from hearing of a defect."""
+    counted = Counted(desk)
+
+    class Defective(FaultyStore):
+        async def txn(self, txn: Txn) -> TxnResult:
+            await counted.gate.wait()
+            raise KeyError(len(txn.success))
+
+    counted.gate.clear()
+    store = Defective(desk.store, lambda _: Fate.DELIVER)
+    commit = GroupCommit(store, patience=None, rng=random.Random(1))
+    first = asyncio.create_task(commit.change((), reserve(desk, 1)))
+    await asyncio.wait([first], timeout=0.05)  # its transaction is in flight
+    left, stays = (asyncio.create_task(commit.change((), reserve(desk, n))) for n in (2, 3))
+    await asyncio.wait([left, stays], timeout=0.05)
+    left.cancel()
+    await asyncio.wait([left])
+    counted.gate.set()
+    async with asyncio.timeout(10):
+        ended = await asyncio.gather(first, stays, return_exceptions=True)
+    assert [type(one) for one in ended] == [KeyError, KeyError]

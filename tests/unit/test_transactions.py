@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from coordinator.errors import OutcomeUnknown, Unreachable
+from coordinator.errors import OutcomeUnknown, StoreReadOnly, Unreachable
 from coordinator.memory import MemoryStore
-from coordinator.store import Put, Txn, absent
-from coordinator.transactions import chunks, settle, transaction
+from coordinator.store import Put, Range, RangeResult, Txn, TxnResult, absent
+from coordinator.transactions import chunks, settle, transact, transaction
 from tests.support.desk import NAME, Desk, name, wish
 from tests.support.faulty import Fate, FaultyStore
 
@@ -99,3 +99,23 @@ async def test_a_copy_that_arrives_late_is_not_applied_twice() -> None:
     assert kv is not None
     assert kv.version == 1
     assert isinstance(desk.store, MemoryStore)
+
+
+async def test_no_space_and_then_no_answer_is_unknown() -> None:
+    """etcd may have applied what it answers with "no space": unread, it is not called undone."""
+    desk = Desk()
+
+    class Alarming(FaultyStore):
+        async def txn(self, txn: Txn) -> TxnResult:
+            await super().txn(txn)
+            raise StoreReadOnly("etcd", "its space quota is used up (NOSPACE)")
+
+        async def range(self, request: Range) -> RangeResult:
+            raise Unreachable("etcd", f"{request.key} cannot be read")
+
+    store = Alarming(desk.store, lambda _: Fate.DELIVER)
+    lease = desk.core.grant(60).id
+    change = desk.claims.reserve(NAME, "r", wish(), lease=lease, now="t", by=None)
+    with pytest.raises(OutcomeUnknown, match="cannot be read"):
+        await transact(store, (), [change], patience=1.0, rng=random.Random(0))
+    assert desk.records(NAME)[1] is not None

@@ -105,7 +105,7 @@ class Local:
         )
         before = enrolment.doubts
         try:
-            return await self.make(None, ClaimEvent.CLAIM, change)
+            claim = await self.make(None, ClaimEvent.CLAIM, change)
         except NameTaken:
             if enrolment.doubts != before:
                 # A copy of the request that was in doubt may come late and take the name for
@@ -113,6 +113,8 @@ class Local:
                 why = "a claim was refused whose first copy may be under way"
                 enrolment.reconciler.fence(Fenced(f"host {self.host}", why, "it enrols again"))
             raise
+        enrolment.reconciler.poke((chosen,))
+        return claim
 
     async def made(self, claim: Claim, seconds: float) -> Claim:
         """Wait for so long until a claim's device is made, and return the claim as it is then.
@@ -202,6 +204,8 @@ class Local:
             raise OutcomeUnknown(change.name, why, hint, name=change.name) from None
         claim = answer.made()
         assert claim is not None
+        if event is ClaimEvent.CLAIM and claim.state is ClaimState.CREATING:
+            enrolled.taken[change.name] = claim.revision
         enrolled.informer.learn(change.name, answer.revision, claim)
         await self.parts.notes.written()
         return claim

@@ -7,7 +7,7 @@ claim and a device for which `decide` has an answer; none needs to be finished.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,9 @@ class Enrolled:
     notes: Notes
     makers: Makers
     boot_id: str
+    taken: dict[Name, int] = field(default_factory=dict)
+    """Names that a caller on the host has claimed in this enrolment, with the revision of that:
+    the kernel's write may follow it without a begin (design 5, rule 1), once."""
 
 
 class Again(Enum):
@@ -203,6 +206,18 @@ class Steps:
         """
         if self._e.clock.boottime() < self._begin_after.get(claim.name, (0.0, 0.0))[0]:
             return Again.NOT  # the clock looks again
+        begun = await self._begun(claim)
+        await self._e.notes.written()  # what the kernel may have from here on is in the journal
+        written = await self._order(OrderKind.CREATE, begun)
+        if written.begun and written.known and (written.errno is None or written.attribute):
+            self._e.scanner.made(claim.name)
+        if not written.begun:  # a full disk under the locks, say
+            self._begin_more_rarely(claim.name, _NOT_BEGUN_MOST)
+        return await self._created(begun, written)
+
+    async def _begun(self, claim: Claim) -> Claim:
+        if self._e.taken.pop(claim.name, None) == claim.revision:
+            return claim
         begin = self._e.claims.begin(
             claim,
             boot_id=self._e.boot_id,
@@ -211,13 +226,7 @@ class Steps:
         )
         begun = await self._change(ClaimEvent.BEGIN, claim, begin)
         assert begun is not None
-        await self._e.notes.written()  # what the kernel may have from here on is in the journal
-        written = await self._order(OrderKind.CREATE, begun)
-        if written.begun and written.known and (written.errno is None or written.attribute):
-            self._e.scanner.made(claim.name)
-        if not written.begun:  # a full disk under the locks, say
-            self._begin_more_rarely(claim.name, _NOT_BEGUN_MOST)
-        return await self._created(begun, written)
+        return begun
 
     async def _configure(self, claim: Claim) -> Again:
         """The device is there: its attributes again (they are idempotent), then activate."""

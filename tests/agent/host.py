@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from agent import simulated
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from coordinator.states import ClaimState
     from coordinator.store import Store
 
-__all__ = ["Host"]
+__all__ = ["Host", "process"]
 
 SOON = 20.0  # seconds for what takes a fraction of one on a quiet machine
 
@@ -137,3 +137,15 @@ class Host:
         value = None if kv is None else decode(kv, FindingValue)
         assert value is None or isinstance(value, FindingValue)
         return value
+
+
+@asynccontextmanager
+async def process() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that lives until it is killed."""
+    lives = await asyncio.create_subprocess_exec("sleep", "600")
+    try:
+        yield lives
+    finally:
+        with suppress(ProcessLookupError):
+            lives.kill()
+        await lives.wait()

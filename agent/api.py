@@ -18,6 +18,7 @@ from starlette.routing import Route
 from agent.health import verdict
 from agent.makers import maker_of
 from agent.mdevctl import Call, Mdevctl
+from agent.words import AttributeName, AttributeValue, Label, Pid, RequestId, Uuid
 from coordinator import __version__
 from coordinator.errors import (
     HostDown,
@@ -77,9 +78,6 @@ class Peer:
 
 # What goes over the socket. A claim is shaped as the command line shapes it (cli.md, JSON).
 
-_Uuid = Annotated[str, Meta(pattern="^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
-_Pid = Annotated[int, Meta(ge=1, le=1 << 22)]
-
 
 class ClaimJson(msgspec.Struct, frozen=True, kw_only=True):
     """A claim of this host."""
@@ -136,14 +134,14 @@ class TakeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     then says so (`made`); without it the agent does.
     """
 
-    type: str
-    parent: str
-    name: _Uuid | None = None
-    attrs: list[tuple[str, str]] = []
+    type: Label
+    parent: Label
+    name: Uuid | None = None
+    attrs: list[tuple[AttributeName, AttributeValue]] = []
     persistent: bool = False
     autostart: bool = False
-    request: str | None = None
-    maker: _Pid | None = None
+    request: RequestId | None = None
+    maker: Pid | None = None
     wait: Annotated[float, Meta(ge=0, le=_WAIT_MOST)] = _WAIT
 
 
@@ -262,11 +260,7 @@ class _Handlers:
             persistent=wanted.persistent or wanted.autostart,
             autostart=wanted.autostart,
         )
-        maker = None
-        if wanted.maker is not None:
-            maker = maker_of(wanted.maker)
-            if maker is None:
-                raise InvalidValue(f"maker {wanted.maker}", "there is no such process")
+        maker = None if wanted.maker is None else maker_of(wanted.maker)
         claim = await self._local.take(
             wish,
             name=None if wanted.name is None else parse_name(wanted.name),
@@ -409,6 +403,14 @@ def _check_peer(request: Request) -> None:
         raise NotAllowed("the agent's socket", why, errno_name="EACCES")
 
 
+def _number(text: str) -> float:
+    """A number with a point in it: 7.0 is an integer for JSON Schema, and for us."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+_JSON_READER = msgspec.json.Decoder(float_hook=_number)
+
 T = TypeVar("T")
 
 
@@ -424,7 +426,7 @@ async def _body(request: Request, kind: type[T]) -> T:
         if len(data) > _LARGEST:
             raise InvalidValue("the request", f"is over {_LARGEST} bytes")
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.convert(_JSON_READER.decode(data), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidValue("the request", str(error)) from None
 
@@ -494,7 +496,7 @@ def _described(operation: _Operation) -> dict[str, Any]:
         described["requestBody"] = {"required": True, **_content(operation.body)}
     if "{name}" in operation.path:
         where = {"name": "name", "in": "path", "required": True}
-        described["parameters"] = [{**where, "schema": {"type": "string", "format": "uuid"}}]
+        described["parameters"] = [{**where, "schema": msgspec.json.schema(Uuid)}]
     return described
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.journal import Permit
+from coordinator.errors import NotFound
 from coordinator.model import Maker
 
 if TYPE_CHECKING:
@@ -19,17 +20,27 @@ if TYPE_CHECKING:
     from agent.journal import Notes
     from coordinator.model import Claim, Name
 
-__all__ = ["Makers", "maker_of"]
+__all__ = ["Makers", "living", "maker_of"]
 
 _PROC = Path("/proc")
 _DEAD = frozenset(b"ZXx")
 
 
-def maker_of(pid: int, proc: Path = _PROC) -> Maker | None:
-    """The process that has this pid now; None: none has, or it is dead.
+def maker_of(pid: int) -> Maker:
+    """The process that has this pid now.
 
-    One whose write hangs in the kernel lives, whatever killed it.
+    Raises:
+        NotFound: none has, or it is dead.
     """
+    maker = living(pid)
+    if maker is None:
+        why = "there is no such process"
+        raise NotFound(f"pid {pid}", why, "name the one that writes to create", errno_name="ESRCH")
+    return maker
+
+
+def living(pid: int, proc: Path = _PROC) -> Maker | None:
+    """The same; None: none has, or it is dead. One whose write hangs in the kernel lives."""
     try:
         stat = (proc / str(pid) / "stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -77,4 +88,4 @@ class Makers:
         return self._through.get(name) != maker and self._lives(maker)
 
     def _lives(self, maker: Maker) -> bool:
-        return maker_of(maker.pid, self._proc) == maker
+        return living(maker.pid, self._proc) == maker

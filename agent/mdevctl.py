@@ -14,7 +14,7 @@ device may stand can be freed by this host alone, so the journal's word on it ho
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ from agent.bus import Presence
 from agent.makers import maker_of
 from agent.reconcile import Refusal, Write
 from agent.threads import in_thread
+from agent.words import AttributeName, AttributeValue, Label, Pid, Uuid
 from coordinator.defining import define
 from coordinator.errors import (
     InUse,
@@ -53,13 +54,20 @@ if TYPE_CHECKING:
 
     from agent.local import Local
 
-__all__ = ["Call", "Mdevctl"]
+__all__ = ["Call", "Definition", "Mdevctl"]
 
 _log = structlog.get_logger()
 
 _BY = "mdevctl"
 _SETTLED = 5.0  # seconds for which mdevctl is kept until its claim has followed the device
 _DEFINITIONS = Path("/etc/mdevctl.d")
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a device's definition matters here, as mdevctl writes it; it may hold more."""
+
+    start: str | None = None
+    attrs: list[dict[AttributeName, AttributeValue]] | None = None
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,11 +80,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     event: str
     action: str
     state: str
-    name: str
-    parent: str
-    type: str
-    holder: int
-    definition: dict[str, Any] | None = None
+    name: Uuid
+    parent: Label
+    type: Label
+    holder: Pid
+    definition: Definition | None = None
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -118,10 +126,7 @@ class Mdevctl:
             MdevnsError: it may not; before an action, nothing of it was done.
         """
         if call.event == "pre" and call.action in self._before:
-            asked, maker = _asked(call), maker_of(call.holder)
-            if maker is None:
-                raise InvalidValue(f"holder {call.holder}", "there is no such process")
-            await self._before[call.action](asked, maker)
+            await self._before[call.action](_asked(call), maker_of(call.holder))
         elif call.event == "post" and call.action in self._after:
             await self._after[call.action](_asked(call), call.state == "success")
         elif self._local.enrolment is not None:
@@ -310,18 +315,17 @@ def _asked(call: Call) -> _Asked:
     Raises:
         InvalidValue: a word is none of ours.
     """
-    definition = call.definition or {}
-    attrs = definition.get("attrs") or []
-    if not isinstance(attrs, list) or not all(isinstance(one, dict) for one in attrs):
-        raise InvalidValue("attrs", "is not a list of objects")
+    definition = call.definition or Definition()
     return _Asked(
         name=parse_name(call.name),
         parent=parse_label(call.parent, "parent"),
         type=parse_label(call.type, "type"),
         attrs=tuple(
-            parse_attribute(f"{key}={value}") for one in attrs for key, value in one.items()
+            parse_attribute(f"{key}={value}")
+            for one in definition.attrs or ()
+            for key, value in one.items()
         ),
-        autostart=definition.get("start") == "auto",
+        autostart=definition.start == "auto",
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from agent import simulated
-from agent.mdevctl import Call, Mdevctl
-from coordinator.errors import InUse, InvalidValue, NameTaken, TryAgain, Unreachable
+from agent.mdevctl import Call, Definition, Mdevctl
+from coordinator.errors import InUse, InvalidValue, NameTaken, NotFound, TryAgain, Unreachable
 from coordinator.model import Wish
 from coordinator.states import ClaimState
 from tests.agent.host import process
@@ -50,7 +51,7 @@ class Tool:
                 state=state,
                 name=which.upper(),
                 holder=self.process.pid,
-                definition=self.definition,
+                definition=msgspec.convert(self.definition, Definition | None),
                 **words,
             )
         )
@@ -195,7 +196,7 @@ async def test_a_vanished_process_claims_nothing(host: Host) -> None:
     """A callout whose mdevctl has ended is refused."""
     async with tool(host) as mdevctl:
         await mdevctl.end()
-        with pytest.raises(InvalidValue):
+        with pytest.raises(NotFound, match="no such process"):
             await mdevctl.pre("start")
         assert host.claim() is None
 

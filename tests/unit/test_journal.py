@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.journal import Journal, JournalFailed, Notes, Permit, journal_path
-from agent.makers import Makers, maker_of
+from agent.makers import Makers, living
 from coordinator.model import Claim, Maker
 from coordinator.states import ClaimState
 from tests.support.desk import HOST, NAME, PARENT, TYPE, name
@@ -260,7 +260,7 @@ async def test_whoever_waits_hears_of_every_change(path: Path) -> None:
 async def test_a_permit_is_of_one_boot_and_one_process(path: Path) -> None:
     """It is there after a restart, and void once its process has ended or the boot has."""
     with subprocess.Popen(["sleep", "600"]) as process:  # noqa: ASYNC220 - it only has to be there
-        maker = maker_of(process.pid)
+        maker = living(process.pid)
         assert maker is not None
         notes = Notes(Journal(path))
         Makers(notes, lambda: "b1").permit(NAME, maker)
@@ -279,14 +279,14 @@ async def test_a_permit_is_of_one_boot_and_one_process(path: Path) -> None:
 def test_a_process_is_known_by_its_start(tmp_path: Path) -> None:
     """A pid that is used again is another process; one that is dead is none."""
     with subprocess.Popen(["sleep", "600"]) as process:
-        maker = maker_of(process.pid)
-        assert maker == maker_of(process.pid)
-        assert maker != maker_of(os.getpid())
+        maker = living(process.pid)
+        assert maker == living(process.pid)
+        assert maker != living(os.getpid())
         process.kill()
-        assert wait_until(lambda: maker_of(process.pid) is None, 10)
-    assert maker_of(process.pid) is None
+        assert wait_until(lambda: living(process.pid) is None, 10)
+    assert living(process.pid) is None
     stat_file = tmp_path / "7" / "stat"
     stat_file.parent.mkdir()
     fields = " ".join(["1"] * 18)
     stat_file.write_text(f"7 (a) ) b) D {fields} 4711 0")
-    assert maker_of(7, tmp_path) == Maker(7, 4711)
+    assert living(7, tmp_path) == Maker(7, 4711)

@@ -18,7 +18,7 @@ from agent.makers import Makers, living
 from coordinator.model import Claim, Maker
 from coordinator.states import ClaimState
 from tests.support.desk import HOST, NAME, PARENT, TYPE, name
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_until, wait_until_async
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -244,10 +244,16 @@ async def test_it_does_not_vouch_for_what_is_being_given_up(path: Path) -> None:
 async def test_whoever_waits_hears_of_every_change(path: Path) -> None:
     """A condition on the claims is looked at again with each."""
     notes = Notes(Journal(path))
-    waiting = asyncio.create_task(notes.until(lambda: name(2) in notes.claims))
-    await asyncio.sleep(0)
+    looked: list[int] = []
+
+    def holds() -> bool:
+        looked.append(len(notes.claims))
+        return name(2) in notes.claims
+
+    waiting = asyncio.create_task(notes.until(holds))
+    await wait_until_async(lambda: looked == [0], 10)
     notes.learnt(NAME, claim())
-    await asyncio.sleep(0)
+    await wait_until_async(lambda: looked == [0, 1], 10)
     assert not waiting.done()
     notes.learnt(name(2), claim(name(2)))
     await waiting

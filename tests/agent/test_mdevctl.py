@@ -98,13 +98,15 @@ async def tool(
 
 
 class Away:
-    """A store that can be taken away."""
+    """A store that can be taken away, or goes with the first transaction that says a word."""
 
-    def __init__(self, host: Host) -> None:
-        self.is_away = False
+    def __init__(self, host: Host, word: str | None = None) -> None:
+        self.is_away, self._word = False, word
         host.store = FaultyStore(host.store, self._fate)
 
-    def _fate(self, _: Txn) -> Fate:
+    def _fate(self, txn: Txn) -> Fate:
+        if self._word is not None and self._word in repr(txn):
+            self.is_away = True
         return Fate.UNREACHABLE if self.is_away else Fate.DELIVER
 
 
@@ -395,6 +397,19 @@ async def test_without_the_store_a_definition_is_not_started(host: Host) -> None
     async with tool(host) as mdevctl:
         await mdevctl.define()
         away.is_away = True
+    async with tool(host, enrols=False) as mdevctl:
+        with pytest.raises(Unreachable):
+            await mdevctl.pre("start")
+
+
+async def test_without_the_store_what_was_being_given_up_is_not_started(host: Host) -> None:
+    """The agent before may have lost it in a transaction of which nobody heard."""
+    away = Away(host, '"state":"defined"')
+    async with host.agent():
+        await host.ask(persistent(host))
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.remove(host.directory, NAME)
+        await host.wait(lambda: away.is_away)
     async with tool(host, enrols=False) as mdevctl:
         with pytest.raises(Unreachable):
             await mdevctl.pre("start")

@@ -261,6 +261,7 @@ class _Handlers:
             autostart=wanted.autostart,
         )
         maker = None if wanted.maker is None else maker_of(wanted.maker)
+        await self._local.started()
         claim = await self._local.take(
             wish,
             name=None if wanted.name is None else parse_name(wanted.name),
@@ -281,6 +282,7 @@ class _Handlers:
 
     async def release(self, asked: _Asked) -> tuple[int, DoneJson]:
         wanted: ReleaseJson = asked.body
+        await self._local.started()
         await self._local.release(asked.name, force=wanted.force, by=asked.peer.asked_by)
         return 200, DoneJson()
 

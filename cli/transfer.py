@@ -122,7 +122,7 @@ def import_(
     `mdevns import mdevctl` takes one host's definitions over, as persistent names of that host,
     into any namespace. Each gets its own answer: one that is this host's already is kept as its
     definition says, one that is held elsewhere is refused, and a file that cannot be read stops
-    no other. One that starts by itself and has no device is started. An export that is called
+    no other. One that starts by itself does so with the next boot. An export that is called
     mdevctl is imported as ./mdevctl.
     """
     if file == _MDEVCTL:

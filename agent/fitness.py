@@ -14,7 +14,7 @@ from coordinator.fitness import Finding, Level
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.buses import Directories
+    from agent.places import Directories
     from agent.sysfs import SysfsBus
 
 __all__ = ["has_parents", "host_findings", "mdevctl_findings"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agent.buses import directories
+from agent.places import directories
 from cli.context import Call, command
 from cli.options import Format
 from cli.output import View

@@ -105,10 +105,11 @@ class PipeWatcher:
             data = os.read(self._fd, _PIPE)
         except BlockingIOError:
             return frozenset()
-        lines = data.decode().splitlines()
-        if "" in lines or len(data) > _PIPE - os.pathconf("/", "PC_PIPE_BUF"):
+        events = [line.partition(" ") for line in data.decode().splitlines()]
+        has_parent = any(what in ("registered", "unregistered") for what, _, _ in events)
+        if has_parent or len(data) > _PIPE - os.pathconf("/", "PC_PIPE_BUF"):
             return frozenset()
-        return frozenset(name for name in lines if is_name(name))
+        return frozenset(name for _, _, name in events if is_name(name))
 
     def close(self) -> None:
         """Let go of it."""
@@ -331,9 +332,9 @@ def unplug(directory: Path, parent: str) -> None:
             if device["phase"] == ACTIVE:
                 memory.leave(name)
         kernel.show_parent(memory, parent)
-    kernel.tell([""])
     for name, device in mine.items():
         kernel.wait_while(name, device["token"], COMING, memory.state["boot_id"])
+    kernel.tell([f"unregistered {parent}"])
 
 
 def plug(directory: Path, parent: str) -> None:
@@ -345,11 +346,13 @@ def plug(directory: Path, parent: str) -> None:
     kernel = _kernel(directory)
     with kernel.memory() as memory:
         record = _parent(memory, parent, registered=False)
-        if not record["registered"]:
+        is_new = not record["registered"]
+        if is_new:
             record["registered"], record["token"] = True, memory.token()
             record["busy_until"] = 0.0
             kernel.show_parent(memory, parent)
-    kernel.tell([""])
+    if is_new:
+        kernel.tell([f"registered {parent}"])
 
 
 def tune(

@@ -5,7 +5,7 @@
     DIR/kernel/lock                its list lock: held for a moment, never for a creation
     DIR/kernel/dirty               present while state and tree may differ
     DIR/kernel/nudge               grows when somebody who sleeps should look again
-    DIR/kernel/events              a pipe with the names that changed, for a watcher
+    DIR/kernel/events              a pipe with the kernel's events, for a watcher
 
 There is no process behind it. Whoever comes by, takes the lock and first settles what time
 has brought: a create whose driver is done is a device, whether its writer still lives or not.
@@ -111,14 +111,15 @@ def parse_uuid(data: bytes) -> str:
 
 
 def parse_number(data: bytes) -> int:
-    """The number in what was written to `remove` (Linux: kstrtoul with base 0)."""
+    """The number in what was written to `remove` (Linux: kstrtoul with base 0).
+
+    One that no long holds is EINVAL as well: remove_store tells no errno of kstrtoul's.
+    """
     match = _NUMBER.fullmatch(data)
-    if match is None:
-        raise failure(errno.EINVAL)
-    for digits, base in zip(match.groups(), (16, 8, 10), strict=True):
+    for digits, base in zip(match.groups() if match else (), (16, 8, 10), strict=False):
         if digits is not None and int(digits, base) < 1 << 64:
             return int(digits, base)
-    raise failure(errno.ERANGE)
+    raise failure(errno.EINVAL)
 
 
 class Memory:
@@ -127,6 +128,7 @@ class Memory:
     def __init__(self, state: State, now: float) -> None:
         self.state, self.now = state, now
         self.devices, self.parents = state["devices"], state["parents"]
+        self.ended: list[tuple[str, DeviceRecord]] = []  # what went since this was read
 
     def token(self) -> int:
         """A number that was not given before."""
@@ -195,10 +197,11 @@ class Memory:
         if device["held"]:
             device["phase"] = GOING
         elif self.state["linger"]:
+            self.ended.append((name, device.copy()))
             device["phase"], device["ready"] = LINGERING, self.now + self.state["linger"]
             device["since"] = self.now
         else:
-            del self.devices[name]
+            self.ended.append((name, self.devices.pop(name)))
 
     def settle(self) -> None:
         """Let happen what time has brought."""
@@ -209,8 +212,10 @@ class Memory:
                 device["phase"] = ACTIVE
                 if not self.parents[device["parent"]]["registered"]:
                     self.leave(name)  # its driver was unbound meanwhile, and waited for it
-            elif due and device["phase"] in (COMING, LINGERING):
-                del self.devices[name]
+            elif due and device["phase"] == COMING:
+                self.ended.append((name, self.devices.pop(name)))
+            elif due and device["phase"] == LINGERING:
+                del self.devices[name]  # which was told when it began to linger
 
     def view(self, device: DeviceRecord) -> list[str]:
         """What of a device sysfs shows now."""
@@ -326,6 +331,19 @@ class Tree:
         return self._bus / name / attribute
 
 
+def _told(view: list[str]) -> int:
+    """How much of a device's arrival was told when this is shown of it: nothing, add, bind."""
+    if not view:
+        return 0
+    # One of which nothing but the directory is left was whole before.
+    return 2 if _TYPE in view or _BUS not in view else 1
+
+
+def _arrival(name: str, device: DeviceRecord, came: int) -> list[str]:
+    """The events of its arrival so far that were not told yet."""
+    return [f"add {name}", f"bind {name}"][_told(device["view"]) : came]
+
+
 _NAMES = {"mtty-1": "Single port serial", "mtty-2": "Dual port serial"}
 
 
@@ -431,14 +449,28 @@ class SimulatedKernel(SystemCalls):
 
     def _keep(self, memory: Memory, old: dict[str, DeviceRecord]) -> None:
         """Show and save the memory."""
+        events = self._events(memory)
         changed = self._changed(memory, old)
         # Killed from here on, the tree and the state may differ: then all is shown again.
         (self._own / "dirty").touch()
         self._show(memory, old, changed)
         self.save(memory.state)
         (self._own / "dirty").unlink()
-        if changed:
-            self.tell(changed)
+        if events:
+            self.tell(events)
+
+    def _events(self, memory: Memory) -> list[str]:
+        """What is to be told of devices that came and went, since they were shown last."""
+        events = []
+        for name, device in memory.ended:
+            came = 1 if device["errno"] else 2  # the kernel tells of a create that fails, too
+            events += _arrival(name, device, came)
+            events += [f"unbind {name}", f"remove {name}"][2 - came :]
+        memory.ended.clear()
+        for name, device in memory.devices.items():
+            if device["phase"] in (COMING, ACTIVE):
+                events += _arrival(name, device, _told(memory.view(device)))
+        return events
 
     def _changed(self, memory: Memory, old: dict[str, DeviceRecord]) -> list[str]:
         """The names of which the tree shows another view."""
@@ -504,16 +536,17 @@ class SimulatedKernel(SystemCalls):
     def _nudges(self) -> int:
         return (self._own / "nudge").stat().st_size
 
-    def tell(self, names: list[str]) -> None:
-        """Events for a watcher, if there is one; lost when it does not keep up.
+    def tell(self, events: list[str]) -> None:
+        """Tell a watcher, if there is one; events are lost when it does not keep up.
 
-        An empty name is a parent that came or went.
+        Each is what happened and to whom: add, bind, unbind or remove and a device's name,
+        registered or unregistered and a parent's.
         """
         with suppress(OSError):
             fd = os.open(self._own / "events", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                for name in names:
-                    os.write(fd, f"{name}\n".encode())
+                for event in events:
+                    os.write(fd, f"{event}\n".encode())
             finally:
                 os.close(fd)
 

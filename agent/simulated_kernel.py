@@ -33,7 +33,7 @@ TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from typing import TypedDict
+    from typing import NotRequired, TypedDict
 
     class DeviceRecord(TypedDict):
         """A name on the kernel's list, a device or a placeholder."""
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ready: float  # … and when create returns; seconds of CLOCK_BOOTTIME
         removable: bool  # its `remove` file is still there
         held: bool
+        group_open: NotRequired[bool]  # as by whoever holds it, and by others
         view: list[str]  # what of it the tree shows
 
     class ParentRecord(TypedDict):
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
         path: str
         registered: bool
+        leaving: NotRequired[bool]  # its driver waits for creates, to be unbound then
         token: int  # tells this registration from an earlier one
         types: dict[str, int]
         latency: float
@@ -128,7 +130,8 @@ class Memory:
     def __init__(self, state: State, now: float) -> None:
         self.state, self.now = state, now
         self.devices, self.parents = state["devices"], state["parents"]
-        self.ended: list[tuple[str, DeviceRecord]] = []  # what went since this was read
+        self.ended: list[tuple[str, DeviceRecord]] = []  # what went since this was read …
+        self.unbound: list[str] = []  # … and which parents
 
     def token(self) -> int:
         """A number that was not given before."""
@@ -156,7 +159,7 @@ class Memory:
         full = self.available(parent)[type_] <= 0
         if owner is not None and owner["core_counts"] and full:
             raise failure(errno.EUSERS)
-        if owner is None or owner["token"] != token:
+        if owner is None or owner["token"] != token or owner.get("leaving"):
             raise failure(errno.ENODEV)
         refusal = errno.ENOSPC if full else next(iter(owner["failures"]), 0)
         if not full:
@@ -210,12 +213,22 @@ class Memory:
             due = self.now >= device["ready"] or self.now < device["since"]
             if due and device["phase"] == COMING and not device["errno"]:
                 device["phase"] = ACTIVE
-                if not self.parents[device["parent"]]["registered"]:
-                    self.leave(name)  # its driver was unbound meanwhile, and waited for it
             elif due and device["phase"] == COMING:
                 self.ended.append((name, self.devices.pop(name)))
             elif due and device["phase"] == LINGERING:
                 del self.devices[name]  # which was told when it began to linger
+        for name, parent in self.parents.items():
+            if parent.get("leaving"):
+                self._unbind(name, parent)
+
+    def _unbind(self, name: str, parent: ParentRecord) -> None:
+        """Take a parent and its devices away, once its creates under way have ended."""
+        phases = {n: d["phase"] for n, d in self.devices.items() if d["parent"] == name}
+        if COMING not in phases.values():
+            parent["registered"] = parent["leaving"] = False
+            self.unbound.append(name)
+            for device in [n for n, phase in phases.items() if phase == ACTIVE]:
+                self.leave(device)
 
     def view(self, device: DeviceRecord) -> list[str]:
         """What of a device sysfs shows now."""
@@ -227,13 +240,6 @@ class Memory:
         removable = [_REMOVE] if device["removable"] else []
         typed = [_TYPE] if phase == ACTIVE or self.now >= device["typed"] else []
         return [_DEVICE, *removable, _BUS, *typed]
-
-    def is_still_used(self, parent: str) -> bool:
-        """Whether a device is coming on the parent or is there."""
-        return any(
-            device["parent"] == parent and device["phase"] in (COMING, ACTIVE)
-            for device in self.devices.values()
-        )
 
     def next_change(self, device: DeviceRecord) -> float | None:
         """When time alone changes a device next; None: never."""
@@ -268,13 +274,12 @@ class Tree:
             _node(types / type_ / "create")
         _link(self._class / name, home)  # last, as the kernel does
 
-    def hide_parent(self, name: str, parent: ParentRecord, *, keep_types: bool) -> None:
-        """A parent without a driver; its types go after its last device."""
+    def hide_parent(self, name: str, parent: ParentRecord) -> None:
+        """A parent without a driver."""
         home = self._root / parent["path"]
         home.mkdir(parents=True, exist_ok=True)
         (self._class / name).unlink(missing_ok=True)  # first, as the kernel does
-        if not keep_types:
-            _clear(home / "mdev_supported_types")
+        _clear(home / "mdev_supported_types")
 
     def show_available(self, parent: ParentRecord, available: dict[str, int]) -> None:
         """What a parent has left."""
@@ -443,7 +448,11 @@ class SimulatedKernel(SystemCalls):
             self.show_all(memory)
         old = {name: device.copy() for name, device in memory.devices.items()}
         memory.settle()
-        if memory.devices != old or any(memory.view(d) != d["view"] for d in old.values()):
+        if (
+            memory.unbound
+            or memory.devices != old
+            or any(memory.view(d) != d["view"] for d in old.values())
+        ):
             self._keep(memory, old)
         return memory
 
@@ -456,6 +465,7 @@ class SimulatedKernel(SystemCalls):
         self._show(memory, old, changed)
         self.save(memory.state)
         (self._own / "dirty").unlink()
+        memory.unbound.clear()
         if events:
             self.tell(events)
 
@@ -466,6 +476,7 @@ class SimulatedKernel(SystemCalls):
             came = 1 if device["errno"] else 2  # the kernel tells of a create that fails, too
             events += _arrival(name, device, came)
             events += [f"unbind {name}", f"remove {name}"][2 - came :]
+        events += [f"unregistered {parent}" for parent in memory.unbound]
         memory.ended.clear()
         for name, device in memory.devices.items():
             if device["phase"] in (COMING, ACTIVE):
@@ -491,7 +502,7 @@ class SimulatedKernel(SystemCalls):
         # A placeholder is counted before anything of it is seen, so not only what changed.
         before = {(name, device["parent"]) for name, device in old.items()}
         after = {(name, device["parent"]) for name, device in memory.devices.items()}
-        for parent in {parent for _, parent in before ^ after}:
+        for parent in {parent for _, parent in before ^ after}.union(memory.unbound):
             self._show_left(memory, parent)
 
     def _show_left(self, memory: Memory, name: str) -> None:
@@ -500,7 +511,7 @@ class SimulatedKernel(SystemCalls):
         if parent["registered"]:
             self.tree.show_available(parent, memory.available(name))
         else:
-            self.tree.hide_parent(name, parent, keep_types=memory.is_still_used(name))
+            self.tree.hide_parent(name, parent)
 
     def show_parent(self, memory: Memory, name: str) -> None:
         """Show a parent as it is registered or not."""
@@ -594,10 +605,10 @@ class SimulatedKernel(SystemCalls):
             raise failure(errno.EACCES, path)
 
     def probe(self, path: Path) -> None:
-        """Open a vfio group's node: EBUSY while its device is held."""
+        """Open a vfio group's node: EBUSY while somebody else has it open."""
         for device in self.look().devices.values():
             if path == self.root / "dev/vfio" / str(device["token"]) and device["view"]:
-                if device["held"]:
+                if device.get("group_open", device["held"]):
                     raise failure(errno.EBUSY, path)
                 return
         raise failure(errno.ENOENT, path)

@@ -255,21 +255,25 @@ def test_a_held_device_survives_its_driver(host: Path) -> None:
 
 
 def test_unplug_waits_for_creates(host: Path) -> None:
-    """A driver is unbound only after its creates under way; their devices go with it."""
+    """A driver is unbound only after its creates under way, and bound only after that."""
     simulated.tune(host, P0, latency=LONG, window=0.0)
     create, created = in_thread(lambda: simulated.create(host, P0, "mtty-1", N1))
     kernel = SimulatedKernel(host)
     wait_until(lambda: kernel.look().devices)
     unplug, _ = in_thread(lambda: simulated.unplug(host, P0))
-    wait_until(lambda: not kernel.look().parents[P0]["registered"])
+    wait_until(lambda: kernel.look().parents[P0].get("leaving"))
     assert unplug.is_alive()
-    assert errno_of(lambda: simulated.create(host, P0, "mtty-1", N2)) == "ENOENT"
+    assert errno_of(lambda: simulated.create(host, P0, "mtty-1", N2)) == "ENODEV"
+    with pytest.raises(InUse, match="unbound"):
+        simulated.plug(host, P0)
     simulated.let_go(host, N1)
     for thread in (create, unplug):
         thread.join(10)
     assert created == [None]
     assert not SimulatedBus(host).scan().devices
     assert not (host / "sys/devices/pci0000:3b" / P0 / "mdev_supported_types").exists()
+    simulated.plug(host, P0)
+    assert P0 in SimulatedBus(host).scan().parents
 
 
 def test_a_reboot_leaves_nothing_but_the_machine(host: Path) -> None:

@@ -98,6 +98,10 @@ class SimulatedSubject(Subject):
         """Hold it."""
         simulated.hold(self._directory, name)
 
+    def hold_group(self, name: str) -> None:
+        """Hold its group."""
+        simulated.hold(self._directory, name, group_only=True)
+
     def let_go(self, name: str) -> None:
         """Let it go."""
         simulated.let_go(self._directory, name)
@@ -109,6 +113,11 @@ class SimulatedSubject(Subject):
     def unload(self, parent: str) -> None:
         """Unbind it."""
         simulated.unplug(self._directory, _ADDRESSES[parent])
+
+    def unload_sleeps(self, parent: str) -> bool:
+        """Whether the simulated kernel will make no more devices on the parent."""
+        record = SimulatedKernel(self._directory).look().parents[_ADDRESSES[parent]]
+        return record.get("leaving", False)
 
     def reset(self) -> None:
         """Boot it; whoever waits in its kernel is let go by that."""

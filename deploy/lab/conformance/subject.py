@@ -64,6 +64,11 @@ class Subject(ABC):
         """Open a device's `remove` for writing."""
         return self.bus.calls.open(self._devices / name / "remove")
 
+    def open_group(self, name: str) -> None:
+        """Open the node of a device's group, and close it."""
+        group = (self._devices / name / "iommu_group").readlink().name
+        self.bus.calls.probe(self.bus.root / "dev/vfio" / group)
+
     # -- what is seen
 
     def shows(self, type_: str, name: str) -> list[str]:
@@ -149,8 +154,12 @@ class Subject(ABC):
         """Open a device as a VM does."""
 
     @abstractmethod
+    def hold_group(self, name: str) -> None:
+        """Open a device's group only."""
+
+    @abstractmethod
     def let_go(self, name: str) -> None:
-        """Close it."""
+        """Close what was opened."""
 
     @abstractmethod
     def load(self, parent: str) -> None:
@@ -159,6 +168,10 @@ class Subject(ABC):
     @abstractmethod
     def unload(self, parent: str) -> None:
         """Unload it; its devices go with it."""
+
+    @abstractmethod
+    def unload_sleeps(self, parent: str) -> bool:
+        """Whether an unload has begun and waits in the kernel."""
 
     @abstractmethod
     def reset(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.sysfs import SysfsBus
-from deploy.lab.inside.hold import hold
+from deploy.lab.inside.hold import hold, hold_group
 from deploy.lab.mdev import CREATE_DELAY
 
 from .subject import PARENTS, Subject
@@ -37,6 +38,7 @@ class SysfsSubject(Subject):
         self._held: dict[str, tuple[int, ...]] = {}
         self._heard: list[dict[str, str]] = []
         self._socket: socket.socket | None = None
+        self._unloading = 0
         kernel = ".".join(platform.release().split(".")[:2])
         super().__init__(kernel, SysfsBus(run_dir=Path("/run/conformance")))
 
@@ -91,6 +93,10 @@ class SysfsSubject(Subject):
         """Hold it as a VM does."""
         self._held[name] = hold(name)
 
+    def hold_group(self, name: str) -> None:
+        """Hold its group."""
+        self._held[name] = (hold_group(name),)
+
     def let_go(self, name: str) -> None:
         """Close what was opened, the device first."""
         for descriptor in reversed(self._held.pop(name)):
@@ -102,7 +108,18 @@ class SysfsSubject(Subject):
 
     def unload(self, parent: str) -> None:
         """Unload the driver."""
-        subprocess.run(["modprobe", "--remove", parent], check=True)  # noqa: S603, S607 - as above
+        with subprocess.Popen(["modprobe", "--remove", parent]) as unloading:  # noqa: S603, S607 - as above
+            self._unloading = unloading.pid
+        if unloading.returncode:
+            raise OSError(errno.EBUSY, "modprobe refused")
+
+    def unload_sleeps(self, parent: str) -> bool:
+        """Whether the driver's end has begun, and modprobe waits for something."""
+        with suppress(FileNotFoundError):
+            ends = Path("/sys/module", parent, "initstate").read_text() == "going\n"
+            state = Path(f"/proc/{self._unloading}/stat").read_text().rpartition(") ")[2][0]
+            return ends and state == "D"
+        return False
 
     def reset(self) -> None:
         """Remove what was left; what cannot be removed goes with its driver."""

@@ -349,7 +349,7 @@ class BeginRemove(Step):
 
 @dataclass(frozen=True)
 class Now(Step):
-    """What became of the write that was begun, at this moment."""
+    """What became of what was begun, at this moment."""
 
     name: str
     expect: Expected = UNDER_WAY
@@ -359,12 +359,12 @@ class Now(Step):
         return stage.calls[self.name].now()
 
     def __str__(self) -> str:
-        return f"meanwhile {shown(self.name)}'s write"
+        return f"{_begun(self.name)} meanwhile"
 
 
 @dataclass(frozen=True)
 class Ends(Step):
-    """What the write that was begun gives in the end."""
+    """What that which was begun gives in the end."""
 
     name: str
     expect: Expected
@@ -374,7 +374,7 @@ class Ends(Step):
         return stage.calls[self.name].ended()
 
     def __str__(self) -> str:
-        return f"{shown(self.name)}'s write ends"
+        return f"{_begun(self.name)} ends"
 
 
 @dataclass(frozen=True)
@@ -423,8 +423,23 @@ class Hold(Step):
 
 
 @dataclass(frozen=True)
+class HoldGroup(Step):
+    """Somebody opens the device's group, and not the device."""
+
+    name: str
+    expect: Expected = DONE
+
+    def do(self, stage: Stage) -> Answer:
+        """Open the group."""
+        return outcome(lambda: stage.subject.hold_group(self.name))
+
+    def __str__(self) -> str:
+        return f"open group of {shown(self.name)}"
+
+
+@dataclass(frozen=True)
 class LetGo(Step):
-    """The VM closes the device."""
+    """The VM, or whoever it was, closes what it has open."""
 
     name: str
     expect: Expected = DONE
@@ -435,6 +450,27 @@ class LetGo(Step):
 
     def __str__(self) -> str:
         return f"let go of {shown(self.name)}"
+
+
+@dataclass(frozen=True)
+class BeginUnload(Step):
+    """An unload in the background, until it sleeps in the kernel."""
+
+    parent: str
+    expect: Expected = UNDER_WAY
+
+    def do(self, stage: Stage) -> Answer:
+        """Start it."""
+        call = Call(lambda: stage.subject.unload(self.parent))
+        stage.calls[self.parent] = call
+        sleeps = until(lambda: self._sleeps(stage) or call.now() != UNDER_WAY)
+        return call.now() if sleeps else TOO_LATE
+
+    def _sleeps(self, stage: Stage) -> bool:
+        return stage.subject.unload_sleeps(self.parent)
+
+    def __str__(self) -> str:
+        return f"begin: unload {self.parent}"
 
 
 @dataclass(frozen=True)
@@ -558,11 +594,26 @@ class Busy(Step):
     expect: Expected
 
     def do(self, stage: Stage) -> Answer:
-        """Probe it."""
+        """Have the bus look."""
         return "busy" if stage.subject.bus.busy(self.name) else "free"
 
     def __str__(self) -> str:
-        return f"probe {shown(self.name)}"
+        return f"the bus finds {shown(self.name)}"
+
+
+@dataclass(frozen=True)
+class OpenGroup(Step):
+    """Open a device's group and close it again at once."""
+
+    name: str
+    expect: Expected
+
+    def do(self, stage: Stage) -> Answer:
+        """Open its node."""
+        return outcome(lambda: stage.subject.open_group(self.name))
+
+    def __str__(self) -> str:
+        return f"open group of {shown(self.name)} for a moment"
 
 
 @dataclass(frozen=True)
@@ -667,6 +718,10 @@ class Hints(Step):
 
 
 # -- how it is written down
+
+
+def _begun(of: str) -> str:
+    return f"{shown(of)}'s write" if of in LETTERS else f"{of}'s unload"
 
 
 LETTERS = {

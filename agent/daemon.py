@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.buses import open_bus, run_directory
+from agent.buses import Directories, directories, open_bus
 from agent.enrolment import Enrolment, Parts, unless
 from agent.exposition import OFF, parse_address, serving
 from agent.health import BEAT, Vitals, verdict
+from agent.journal import Journal, Notes, journal_path
+from agent.local import Local
+from agent.local_socket import local_socket
 from agent.locks import AgentLock
+from agent.makers import Makers
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
 from agent.notify import Notifier
@@ -39,7 +43,6 @@ from coordinator.session import Enroller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from agent.sysfs import SysfsBus
     from coordinator.session import Session
@@ -72,13 +75,14 @@ class AgentSettings:
     rescan: float = 2.0
     resync: float = 300.0
     per_parent: int = 4
-    run_dir: Path | None = None
+    run_dir: str | None = None
+    state_dir: str | None = None
     metrics: str = OFF
     verbose: bool = False
 
 
-def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Path]:
-    """The bus, and the directory for what lives as long as a boot.
+def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Directories]:
+    """The bus, and the agent's directories.
 
     Raises:
         Misconfigured: the spec is neither `sysfs` nor `sim:DIR`.
@@ -86,10 +90,10 @@ def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Path]:
         NotFound: there is no such (simulated) host.
         NotAllowed: nobody lets us make devices here.
     """
-    run_dir = run_directory(settings.bus, settings.run_dir)
+    places = directories(settings.bus, settings.run_dir, settings.state_dir)
     what = f"bus {settings.bus}"
     try:
-        bus = open_bus(settings.bus, run_dir)
+        bus = open_bus(settings.bus, places.run)
         problem = bus.problem()
         bus.boot_id()
         bus.identity()
@@ -106,7 +110,7 @@ def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Path]:
         raise NotAllowed(what, str(error.strerror), errno_name="EACCES") from None
     if problem is not None:  # a driver that loads later is an ordinary boot
         _log.warning("no devices can be made yet", bus=settings.bus, why=problem)
-    return bus, run_dir
+    return bus, places
 
 
 def run(settings: AgentSettings) -> None:
@@ -120,9 +124,9 @@ def run(settings: AgentSettings) -> None:
 
     configure(verbose=settings.verbose)
     _check(settings)
-    bus, run_dir = _open_bus(settings)
-    with AgentLock(run_dir, bus.root / "sys"):
-        asyncio.run(_serve(settings, bus, run_dir))
+    bus, places = _open_bus(settings)
+    with AgentLock(places.run, bus.root / "sys"):
+        asyncio.run(_serve(settings, bus, places))
 
 
 def _check(settings: AgentSettings) -> None:
@@ -136,9 +140,10 @@ def _check(settings: AgentSettings) -> None:
         )
 
 
-async def _serve(settings: AgentSettings, bus: SysfsBus, run_dir: Path) -> None:
+async def _serve(settings: AgentSettings, bus: SysfsBus, places: Directories) -> None:
     metrics = Metrics()
     keys = Keys(settings.cluster)
+    notes = Notes(Journal(journal_path(places.state, settings.cluster, settings.host)))
     store = EtcdStore(
         settings.endpoints,
         timeout=settings.timeout,
@@ -152,15 +157,19 @@ async def _serve(settings: AgentSettings, bus: SysfsBus, run_dir: Path) -> None:
         # Seeded by the system: no two agents may ever draw the same instance id.
         rng=random.Random(secrets.randbits(256)),  # noqa: S311 - see above
         bus=bus,
-        workers=Workers(bus.spec, run_dir, per_parent=settings.per_parent),
+        workers=Workers(bus.spec, places.run, per_parent=settings.per_parent),
+        notes=notes,
+        makers=Makers(notes, bus.boot_id),
         metrics=metrics,
     )
     agent = Agent(settings, parts)
     try:
         with _signals(agent.stop):
-            await agent.run()
+            async with local_socket(places.run, agent.local, agent.vitals):
+                await agent.run()
     finally:
         await store.close()
+        await notes.close()
 
 
 @contextmanager
@@ -182,6 +191,8 @@ class Agent:
         self._settings, self._parts = settings, parts
         self.stop = asyncio.Event()
         self.vitals = Vitals(parts.clock)
+        self.local = Local(parts, settings.host)
+        """What callers on this host may ask."""
 
     async def run(self) -> None:
         """Enrol and serve, again and again, until stopped.
@@ -234,9 +245,11 @@ class Agent:
             rescan=settings.rescan,
             resync=settings.resync,
         )
+        self.local.enrolment = enrolment
         try:
             await enrolment.serve(self.stop)
         finally:
+            self.local.enrolment = None
             self.vitals.enrolled(None)
 
     async def _enrol(self, boot_id: str) -> Session | None:

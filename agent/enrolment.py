@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from agent.bus import Bus, Watcher
     from agent.health import Vitals
+    from agent.journal import Notes
+    from agent.makers import Makers
     from agent.scanner import Look
     from agent.workers import Workers
     from coordinator.clock import Clock
@@ -59,6 +61,8 @@ class Parts:
     rng: random.Random
     bus: Bus
     workers: Workers
+    notes: Notes
+    makers: Makers
     metrics: Metrics = field(default_factory=Metrics)
 
 
@@ -81,7 +85,8 @@ class Enrolment:
         self._ttl, self._rescan = ttl, rescan
         self._stirred = asyncio.Event()
         self._troubles: dict[str, str | None] = {"bus": None, "store": None}
-        self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng)
+        self.doubts = 0
+        self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng, doubted=self._doubt)
         self._scanner = Scanner(parts.bus, parts.clock, parts.workers.in_flight, parts.metrics)
         self._reporter = Reporter(
             parts.store,
@@ -98,24 +103,26 @@ class Enrolment:
             instance=session.instance,
             resync=resync,
             changed=self._changed,
+            recorder=parts.notes,
         )
-        self._reconciler = Reconciler(
-            Enrolled(
-                claims=claims,
-                clock=parts.clock,
-                rng=parts.rng,
-                session=session,
-                informer=self._informer,
-                commit=self._commit,
-                leases=SharedLeases(parts.store, parts.clock),
-                bus=parts.bus,
-                workers=parts.workers,
-                scanner=self._scanner,
-                reporter=self._reporter,
-                metrics=parts.metrics,
-                boot_id=boot_id,
-            )
+        self.enrolled = Enrolled(
+            claims=claims,
+            clock=parts.clock,
+            rng=parts.rng,
+            session=session,
+            informer=self._informer,
+            commit=self._commit,
+            leases=SharedLeases(parts.store, parts.clock),
+            bus=parts.bus,
+            workers=parts.workers,
+            scanner=self._scanner,
+            reporter=self._reporter,
+            metrics=parts.metrics,
+            notes=parts.notes,
+            makers=parts.makers,
+            boot_id=boot_id,
         )
+        self.reconciler = Reconciler(self.enrolled)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until fenced, or until `stop`: then finish what the kernel was given."""
@@ -136,13 +143,13 @@ class Enrolment:
         try:
             await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
-                await self._reconciler.stop(_GRACE)
+                await self.reconciler.stop(_GRACE)
                 await self._say_goodbye()
             else:
                 _log.warning("enrolment ended", host=self._session.host, why=_why(tasks))
         finally:
             self._stop_listening(hints)
-            await self._reconciler.abandon()
+            await self.reconciler.abandon()
             for task in (*tasks, stopped):
                 task.cancel()
             results = await asyncio.gather(*tasks, stopped, return_exceptions=True)
@@ -150,6 +157,15 @@ class Enrolment:
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, (Fenced, SetBack)):
                 raise result  # a defect: those two end an enrolment, or a stop does
+
+    @property
+    def answers(self) -> bool:
+        """Whether the store answered within a session's time, and all claims are known."""
+        return self._session.alive and self._informer.listed.is_set()
+
+    def _doubt(self) -> None:
+        """An outcome was unknown; copies of that transaction may come late."""
+        self.doubts += 1
 
     # What runs side by side.
 
@@ -175,7 +191,7 @@ class Enrolment:
         self._vitals.listed = True
         while True:
             try:
-                self._snapshot(await self._reconciler.poke_all())
+                self._snapshot(await self.reconciler.poke_all())
                 trouble = None
             except OSError as error:
                 trouble = f"cannot be scanned: {error}"
@@ -206,12 +222,12 @@ class Enrolment:
             _log.warning(f"{what} {said}", host=self._session.host)
 
     async def _fenced(self) -> None:
-        raise await self._reconciler.fenced
+        raise await self.reconciler.fenced
 
     # Hints.
 
     def _changed(self, names: frozenset[Name]) -> None:
-        self._reconciler.poke(names)
+        self.reconciler.poke(names)
 
     def _listen(self) -> Watcher | None:
         watcher = self._parts.bus.watch()
@@ -225,7 +241,7 @@ class Enrolment:
         if not names:
             self._stirred.set()  # something changed, and it is not known what: look at all
         self._scanner.stirred(names)
-        self._reconciler.poke(names)
+        self.reconciler.poke(names)
         self._reporter.poke()
 
     def _stop_listening(self, watcher: Watcher | None) -> None:

@@ -14,6 +14,7 @@ from coordinator.fitness import Finding, Level
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.buses import Directories
     from agent.sysfs import SysfsBus
 
 __all__ = ["has_parents", "host_findings"]
@@ -29,16 +30,17 @@ def has_parents(spec: str) -> bool:
         return False
 
 
-def host_findings(spec: str, run_dir: Path, host: str) -> Iterator[Finding]:
+def host_findings(spec: str, places: Directories, host: str) -> Iterator[Finding]:
     """What is wrong with this machine, for the agent of `host`."""
     try:
-        bus = open_bus(spec, run_dir)
+        bus = open_bus(spec, places.run)
     except ValueError as error:
         yield Finding(Level.FAULT, "bus", host, str(error))
         return
     yield from _bus(bus, spec, host)
     yield from _machine(bus, host)
-    yield from _run_dir(run_dir, host)
+    yield from _directory("run_dir", places.run, host)
+    yield from _directory("state_dir", places.state, host)
     yield from _mdevctl(bus.root, host)
 
 
@@ -68,13 +70,14 @@ def _machine(bus: SysfsBus, host: str) -> Iterator[Finding]:
             yield Finding(Level.NOTE, "machine", host, why)
 
 
-def _run_dir(run_dir: Path, host: str) -> Iterator[Finding]:
-    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+def _directory(what: str, path: Path, host: str) -> Iterator[Finding]:
+    place = next(some for some in (path, *path.absolute().parents) if some.exists())
     if not os.access(place, os.W_OK):
-        why = f"{run_dir} cannot be written: run as root, or name another with --run-dir"
-        yield Finding(Level.FAULT, "run_dir", host, why)
+        option = f"--{what.replace('_', '-')}"
+        why = f"{path} cannot be written: run as root, or name another with {option}"
+        yield Finding(Level.FAULT, what, host, why)
     elif shutil.disk_usage(place).free == 0:
-        yield Finding(Level.FAULT, "run_dir", host, f"{place} is full")
+        yield Finding(Level.FAULT, what, host, f"{place} is full")
 
 
 def _mdevctl(root: Path, host: str) -> Iterator[Finding]:

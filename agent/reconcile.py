@@ -58,6 +58,7 @@ class Facts:
     while; before that a scan can meet a phantom, and a remove costs the device for good.
     `in_flight`: a write of ours, or of an agent before us, may be under way.
     `offers`: the claim's parent is there and offers its type.
+    `made_elsewhere`: a living process that said that it writes to the kernel itself.
     """
 
     boot_id: str
@@ -66,6 +67,7 @@ class Facts:
     in_flight: bool
     offers: bool
     refusal: Refusal | None = None
+    made_elsewhere: bool = False
 
 
 class Action(StrEnum):
@@ -120,10 +122,11 @@ def sight_of(
 def decide(claim: Claim | None, facts: Facts) -> Decision:
     """The next step for a name.
 
-    Going, unknown or a write in flight: wait, always. A device that has not settled may be
-    a phantom of a create that fails, so nothing is adopted or removed before it has.
+    Going, unknown, a write in flight, or a living maker: wait, always. A device that has not
+    settled may be a phantom of a create that fails, so nothing is adopted or removed before it
+    has.
     """
-    if facts.sight in (Sight.GOING, Sight.UNKNOWN) or facts.in_flight:
+    if facts.sight in (Sight.GOING, Sight.UNKNOWN) or facts.in_flight or facts.made_elsewhere:
         return _WAIT
     if claim is None:
         return _unclaimed(facts)
@@ -145,15 +148,24 @@ def _reserved(claim: Claim, facts: Facts) -> Decision:
 
 
 def _creating(claim: Claim, facts: Facts) -> Decision:
-    refusal = facts.refusal
     if facts.sight is Sight.OTHER:
         return _somebody_elses(facts)
     if facts.sight is Sight.AS_ASKED:
+        refusal = facts.refusal
         if refusal is not None and refusal.write is Write.ATTRIBUTE:
             return Decision(Action.UNDO, refusal.errno, refusal.text, refusal.attribute)
         return Decision(Action.CONFIGURE)
+    return _not_made(claim, facts)
+
+
+def _not_made(claim: Claim, facts: Facts) -> Decision:
+    refusal = facts.refusal
     if refusal is not None and refusal.write is Write.CREATE and refusal.errno != "EEXIST":
         return Decision(Action.ABORT, refusal.errno, refusal.text)
+    if claim.maker is not None:
+        # Nothing of it is under way any more, and nobody asked us to make one in its place.
+        text = f"{claim.host}/{claim.parent}: process {claim.maker.pid} did not make it"
+        return Decision(Action.ABORT, "EIO", text)
     if not facts.offers:
         return _not_offered(Action.ABORT, claim)
     # After EEXIST too: an earlier write is still under way, or the name is held elsewhere on

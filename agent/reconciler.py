@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.reconcile import Action, Facts, decide, sight_of
+from agent.reconcile import Action, Facts, Sight, decide, sight_of
 from agent.steps import Again, Enrolled, Steps
 from coordinator.errors import Fenced, LeaseGone, MdevnsError, Moved
 from coordinator.model import Unreadable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.bus import Device
+    from agent.reconcile import Refusal
     from agent.scanner import Look
     from coordinator.model import Claim, Name
 
@@ -54,14 +55,29 @@ class Reconciler:
                 self._tasks[name] = asyncio.create_task(self._work(name))
 
     async def poke_all(self) -> Look:
-        """Look at every name that has a claim, a device or a finding.
+        """Look at every name that has a claim, a device or a finding, or has lost its claim.
 
         Raises:
             OSError: the bus could not be scanned.
         """
         look = await self._e.scanner.fresh()
-        self.poke({*self._e.informer.names(), *look.scan.devices, *self._e.reporter.known()})
+        known = {*self._e.informer.names(), *self._e.reporter.known(), *self._e.notes.lost}
+        self.poke({*known, *look.scan.devices})
         return look
+
+    def is_at(self, name: Name) -> bool:
+        """Whether a step of the name is under way."""
+        return name in self._tasks
+
+    def fence(self, error: MdevnsError) -> None:
+        """End the enrolment: nothing more is begun in it."""
+        if not self.fenced.done():
+            self.fenced.set_result(error)
+        self._stopping = True
+
+    def refused(self, name: Name, refusal: Refusal) -> None:
+        """The kernel refused a write that somebody else made for the name."""
+        self._steps.refused(name, refusal)
 
     async def stop(self, grace: float) -> None:
         """Begin nothing more; finish within `grace` seconds what the kernel was given."""
@@ -94,9 +110,7 @@ class Reconciler:
         try:
             return await self._step(name)
         except Fenced as error:
-            if not self.fenced.done():
-                self.fenced.set_result(error)
-            self._stopping = True
+            self.fence(error)
             return Again.NOT
         except Moved:
             return Again.LATER  # the watch brings what it is now; this is for a lost watch
@@ -139,22 +153,35 @@ class Reconciler:
         claim = self._e.informer.get(name)
         if isinstance(claim, Unreadable):
             return Again.NOT  # `check` tells; nothing is done about what cannot be read
+        # Before the look: a maker that ends after it may have made the device in between.
+        elsewhere = self._e.makers.write(name, claim)
         look = await self._e.scanner.fresh()
         if look.scan.boot_id != self._e.boot_id:
             host = f"host {self._e.session.host}"
             raise Fenced(host, "was rebooted under its agent", "it enrols again")
         device = look.device(name)
-        decision = decide(claim, self._facts(name, claim, device, look))
+        facts = self._facts(name, claim, device, look, made_elsewhere=elsewhere)
+        decision = decide(claim, facts)
         if decision.action is Action.WAIT:
             return (device and self._e.scanner.settled_in(name)) or Again.LATER
         if claim is not None:
             return await self._steps.claimed(claim, device, decision)
         if device is not None:
             return await self._steps.unclaimed(name, device)
+        if name in self._e.notes.lost and facts.sight is Sight.ABSENT:
+            return await self._steps.recall_absent(name)
         self._steps.forget(name)
         return Again.NOT
 
-    def _facts(self, name: Name, claim: Claim | None, device: Device | None, look: Look) -> Facts:
+    def _facts(
+        self,
+        name: Name,
+        claim: Claim | None,
+        device: Device | None,
+        look: Look,
+        *,
+        made_elsewhere: bool,
+    ) -> Facts:
         parent, type_ = (device.parent, device.type) if device else (None, None)
         return Facts(
             boot_id=self._e.boot_id,
@@ -163,4 +190,5 @@ class Reconciler:
             in_flight=name in look.in_flight,
             offers=claim is not None and look.scan.offers(claim.parent, claim.type),
             refusal=self._steps.refusal(name),
+            made_elsewhere=made_elsewhere,
         )

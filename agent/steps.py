@@ -7,7 +7,7 @@ claim and a device for which `decide` has an answer; none needs to be finished.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import random
 
     from agent.bus import Bus, Device
+    from agent.journal import Notes
+    from agent.makers import Makers
     from agent.metrics import Metrics
     from agent.reporter import Reporter
     from agent.scanner import Scanner
@@ -69,7 +71,12 @@ class Enrolled:
     scanner: Scanner
     reporter: Reporter
     metrics: Metrics
+    notes: Notes
+    makers: Makers
     boot_id: str
+    taken: dict[Name, int] = field(default_factory=dict)
+    """Names that a caller on the host has claimed in this enrolment, with the revision of that:
+    the kernel's write may follow it without a begin (design 5, rule 1), once."""
 
 
 class Again(Enum):
@@ -98,6 +105,10 @@ class Steps:
         """The kernel's answer to our last write for the name, if it was no."""
         return self._refusals.get(name)
 
+    def refused(self, name: Name, refusal: Refusal) -> None:
+        """Take note of an answer to somebody else's write, as if it had been ours."""
+        self._refusals[name] = refusal
+
     def forget(self, name: Name) -> None:
         """The name has neither a claim nor a device here."""
         self._refusals.pop(name, None)
@@ -113,19 +124,11 @@ class Steps:
         now = self._e.clock.boottime()
         if device.type is None or now < self._adopt_after.get(name, 0.0):
             return Again.NOT
-        change = self._e.claims.adopt_free(
-            name,
-            f"adopt-{self._e.rng.getrandbits(64):016x}",
-            host=self._e.session.host,
-            parent=device.parent,
-            type_=device.type,
-            boot_id=self._e.boot_id,
-            now=self._e.clock.now(),
-        )
-        answer = await self._commit(None, ClaimEvent.ADOPT, change)
+        answer = await self._take_note(name, device, device.type)
         if isinstance(answer.error, NameTaken):
             if answer.error.holder and answer.error.holder.host == self._e.session.host:
                 return Again.LATER  # claimed for this host a moment ago; the watch will tell
+            self._e.notes.settled(name)
             self._adopt_after[name] = now + _CONFLICT_AGAIN
             self._e.reporter.found(name, _conflict(device, answer.error))
             return Again.NOT
@@ -133,6 +136,39 @@ class Steps:
         self._e.reporter.found(name, None)
         _log.info("adopted", name=name, parent=device.parent, type=device.type)
         return Again.NOT
+
+    async def _take_note(self, name: Name, device: Device, type_: str) -> Answer:
+        """Claim a device that has no claim: as the journal knows it, if the store has lost it."""
+        lost, now = self._e.notes.lost.get(name), self._e.clock.now()
+        if lost is not None and (lost.parent, lost.type) == (device.parent, type_):
+            value = lost.as_recalled(ClaimState.ACTIVE, self._e.boot_id, now)
+            change = self._e.claims.recall(name, self._e.session.host, value)
+            return await self._commit(None, ClaimEvent.RECALL, change)
+        change = self._e.claims.adopt_free(
+            name,
+            f"adopt-{self._e.rng.getrandbits(64):016x}",
+            host=self._e.session.host,
+            parent=device.parent,
+            type_=type_,
+            boot_id=self._e.boot_id,
+            now=now,
+        )
+        return await self._commit(None, ClaimEvent.ADOPT, change)
+
+    async def recall_absent(self, name: Name) -> Again:
+        """A lost claim without a device: a persistent one is defined again, if it is free still."""
+        lost = self._e.notes.lost[name]
+        if lost.persistent:
+            value = lost.as_recalled(ClaimState.DEFINED, lost.boot_id, self._e.clock.now())
+            change = self._e.claims.recall(name, self._e.session.host, value)
+            answer = await self._commit(None, ClaimEvent.RECALL, change)
+            if answer.error is None:
+                self._e.informer.learn(name, answer.revision, answer.made())
+            elif not isinstance(answer.error, NameTaken):
+                raise answer.error
+            _log.info("recalled", name=name, parent=lost.parent, taken=answer.error is not None)
+        self._e.notes.settled(name)
+        return Again.NOW
 
     async def claimed(self, claim: Claim, device: Device | None, decision: Decision) -> Again:
         """The step of a name that has a claim here.
@@ -170,6 +206,18 @@ class Steps:
         """
         if self._e.clock.boottime() < self._begin_after.get(claim.name, (0.0, 0.0))[0]:
             return Again.NOT  # the clock looks again
+        begun = await self._begun(claim)
+        await self._e.notes.written()  # what the kernel may have from here on is in the journal
+        written = await self._order(OrderKind.CREATE, begun)
+        if written.begun and written.known and (written.errno is None or written.attribute):
+            self._e.scanner.made(claim.name)
+        if not written.begun:  # a full disk under the locks, say
+            self._begin_more_rarely(claim.name, _NOT_BEGUN_MOST)
+        return await self._created(begun, written)
+
+    async def _begun(self, claim: Claim) -> Claim:
+        if self._e.taken.pop(claim.name, None) == claim.revision:
+            return claim
         begin = self._e.claims.begin(
             claim,
             boot_id=self._e.boot_id,
@@ -178,16 +226,11 @@ class Steps:
         )
         begun = await self._change(ClaimEvent.BEGIN, claim, begin)
         assert begun is not None
-        written = await self._order(OrderKind.CREATE, begun)
-        if written.begun and written.known and (written.errno is None or written.attribute):
-            self._e.scanner.made(claim.name)
-        if not written.begun:  # a full disk under the locks, say
-            self._begin_more_rarely(claim.name, _NOT_BEGUN_MOST)
-        return await self._created(begun, written)
+        return begun
 
     async def _configure(self, claim: Claim) -> Again:
         """The device is there: its attributes again (they are idempotent), then activate."""
-        if not claim.attrs:
+        if not claim.attrs or claim.maker is not None:  # who made it has written them
             return await self._activate(claim)
         return await self._created(claim, await self._order(OrderKind.CONFIGURE, claim))
 
@@ -228,6 +271,7 @@ class Steps:
             text = f"{claim.host}/{claim.parent}: something has the device open"
             self._refusals[claim.name] = Refusal(Write.REMOVE, "EBUSY", text)
             return Again.NOW
+        await self._e.notes.written()
         written = await self._order(OrderKind.REMOVE, claim)
         if not written.begun or not written.known:
             return Again.LATER
@@ -298,6 +342,8 @@ class Steps:
     async def _fail(self, claim: Claim, decision: Decision) -> Again:
         """The request failed: say so, in the transaction that moves the claim on."""
         failure, now = await self._failure(decision), self._e.clock.now()
+        if decision.action is Action.ABORT:
+            await self._give_up(claim)
         match decision.action:
             case Action.REFUSE:
                 event, change = ClaimEvent.CANCEL, self._e.claims.cancel(claim, failure)
@@ -312,6 +358,7 @@ class Steps:
         claims, now = self._e.claims, self._e.clock.now()
         match decision.action:
             case Action.LOSE:
+                await self._give_up(claim)
                 event, change = ClaimEvent.LOSE, claims.lose(claim, now=now)
                 _log.warning("device is gone", name=claim.name, parent=claim.parent)
             case Action.RESTORE:
@@ -322,6 +369,15 @@ class Steps:
                 change = claims.release(claim, boot_id=self._e.boot_id, now=now)
         await self._change(event, claim, change)
         return Again.NOW
+
+    async def _give_up(self, claim: Claim) -> None:
+        """Have the journal stop vouching for a claim before it is given up in the store.
+
+        Else the transaction could be applied after we are gone, the name be taken elsewhere, and
+        the device be made here again on the journal's word.
+        """
+        self._e.notes.unsure(claim.name)
+        await self._e.notes.written()
 
     async def _change(self, event: ClaimEvent, claim: Claim, change: Change) -> Claim | None:
         """Make one transition; the informer knows of it before the watch does."""

@@ -3,7 +3,6 @@
 # No `from __future__ import annotations`: Typer reads the annotations.
 
 import socket
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ __all__ = ["agent"]
 
 
 @command
-def agent(
+def agent(  # noqa: PLR0913 - an argument for each option
     call: Call,
     *,
     host: Annotated[
@@ -40,7 +39,12 @@ def agent(
         int | None, typer.Option(help="So many writes to a parent at a time.  [default: 4]")
     ] = None,
     run_dir: Annotated[
-        str | None, typer.Option(help="For locks.  [default: /run/mdevns, or DIR/run]")
+        str | None,
+        typer.Option(help="For locks and the socket.  [default: /run/mdevns, or DIR/run]"),
+    ] = None,
+    state_dir: Annotated[
+        str | None,
+        typer.Option(help="For the journal.  [default: /var/lib/mdevns, or DIR/state]"),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -64,6 +68,7 @@ def agent(
         "resync": resync,
         "per_parent": per_parent,
         "run_dir": run_dir,
+        "state_dir": state_dir,
         "metrics": metrics,
     }
     configuration = call.configured(flags)
@@ -82,7 +87,8 @@ def agent(
             rescan=chosen.rescan,
             resync=chosen.resync,
             per_parent=chosen.per_parent,
-            run_dir=Path(chosen.run_dir) if chosen.run_dir else None,
+            run_dir=chosen.run_dir,
+            state_dir=chosen.state_dir,
             metrics=chosen.metrics,
             verbose=call.given.verbose,
         )

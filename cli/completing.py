@@ -33,7 +33,7 @@ FILES = ":files"
 
 _PATIENCE = 1.0  # seconds for the store, all in all
 
-_FILE_OPTIONS = {"config", "file", "directory", "run_dir"}
+_FILE_OPTIONS = {"config", "file", "directory", "run_dir", "state_dir"}
 
 _NO_DEVICE = frozenset({ClaimState.DEFINED})
 _OF_COMMAND: dict[str, frozenset[ClaimState]] = {

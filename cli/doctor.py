@@ -6,10 +6,9 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from agent.buses import run_directory
+from agent.buses import Directories, directories
 from agent.fitness import has_parents, host_findings
 from cli.context import Call, command
 from cli.options import Format
@@ -89,7 +88,8 @@ def _settings(configuration: Configuration) -> Iterator[_Setting]:
     computed: dict[str, object] = {
         "timeout": settings.patience,
         "agent.host": _host(configuration),
-        "agent.run_dir": str(_run_dir(configuration)),
+        "agent.run_dir": str(_directories(configuration).run),
+        "agent.state_dir": str(_directories(configuration).state),
     }
     for table, prefix in ((settings, ""), (agent, "agent.")):
         for name in table.__struct_fields__:
@@ -103,9 +103,9 @@ def _host(configuration: Configuration) -> str:
     return configuration.settings.agent.host or socket.gethostname()
 
 
-def _run_dir(configuration: Configuration) -> Path:
+def _directories(configuration: Configuration) -> Directories:
     table = configuration.settings.agent
-    return run_directory(table.bus, Path(table.run_dir) if table.run_dir else None)
+    return directories(table.bus, table.run_dir, table.state_dir)
 
 
 def _examine_configuration(configuration: Configuration) -> Iterator[Finding]:
@@ -178,7 +178,7 @@ def _examine_host(configuration: Configuration) -> Iterator[Finding]:
     table = configuration.settings.agent
     meant = any(key.startswith("agent.") for key in configuration.origins)
     if meant or has_parents(table.bus):
-        yield from host_findings(table.bus, _run_dir(configuration), _host(configuration))
+        yield from host_findings(table.bus, _directories(configuration), _host(configuration))
 
 
 # How it is told.

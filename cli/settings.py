@@ -44,6 +44,7 @@ class AgentTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     resync: Seconds = 300.0
     per_parent: Count = 4
     run_dir: str | None = None
+    state_dir: str | None = None
     metrics: str = "off"
 
 

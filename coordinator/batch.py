@@ -16,7 +16,7 @@ from coordinator.transactions import Answer, Change, Guard, chunks, transact
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from coordinator.late import LateCopies
     from coordinator.store import Store
@@ -34,7 +34,8 @@ class GroupCommit:
     """Makes changes, gathered; one transaction in flight for each set of guards.
 
     `patience` in seconds is how long an unknown outcome is asked for again (None: until it
-    is answered). With `late` what is asked for stays as it was answered (`coordinator.late`).
+    is answered). With `late` what is asked for stays as it was answered (`coordinator.late`);
+    without, `doubted` is called when an outcome was unknown, as for `settle`.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class GroupCommit:
         patience: float | None,
         rng: random.Random,
         late: LateCopies | None = None,
+        doubted: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._patience, self._rng = store, patience, rng
-        self._late = late
+        self._late, self._doubted = late, doubted
         self._waiting: dict[tuple[Guard, ...], list[_Asked]] = {}
         self._tasks: dict[tuple[Guard, ...], asyncio.Task[None]] = {}
 
@@ -117,7 +119,14 @@ class GroupCommit:
     async def _transact(self, guards: Sequence[Guard], changes: Sequence[Change]) -> list[Answer]:
         if self._late is not None:
             return await self._late.transact(guards, changes)
-        return await transact(self._store, guards, changes, patience=self._patience, rng=self._rng)
+        return await transact(
+            self._store,
+            guards,
+            changes,
+            patience=self._patience,
+            rng=self._rng,
+            doubted=self._doubted,
+        )
 
     async def _send(self, guards: tuple[Guard, ...], batch: list[_Asked]) -> None:
         changes = [one.change for one in batch]

@@ -22,6 +22,7 @@ from coordinator.model import (
     Claim,
     ClaimValue,
     LastError,
+    Maker,
     NameValue,
     OutcomeValue,
     Removal,
@@ -95,16 +96,25 @@ class Claims:
         return self._take(ClaimEvent.RESERVE, name, request, wish.host, value, lease=lease)
 
     def claim(
-        self, name: Name, request: str, wish: Wish, *, boot_id: str, now: str, by: str | None
+        self,
+        name: Name,
+        request: str,
+        wish: Wish,
+        *,
+        boot_id: str,
+        now: str,
+        by: str | None,
+        maker: Maker | None = None,
     ) -> Change:
-        """free → creating: by a caller on the host itself, which may then write to `create`.
+        """free → creating: by a caller on the host itself, whose agent may then write to `create`.
 
+        With a `maker` that process writes, and nobody else for as long as it lives.
         It is durable from its first moment. A copy that arrives after its refusal was
         answered could take a name nobody waits for, so whoever saw an unknown outcome and
         then a refusal enrols again, which fences the late copy.
         """
         value = _wished(wish, ClaimState.CREATING, request, now, by)
-        value = msgspec.structs.replace(value, boot_id=boot_id)
+        value = msgspec.structs.replace(value, boot_id=boot_id, first=True, maker=maker)
         return self._take(ClaimEvent.CLAIM, name, request, wish.host, value)
 
     def adopt_free(
@@ -130,6 +140,11 @@ class Claims:
             created=now,
         )
         return self._take(ClaimEvent.ADOPT, name, request, host, value)
+
+    def recall(self, name: Name, host: str, value: ClaimValue) -> Change:
+        """free → active or defined: what the host's journal knows and the store has lost."""
+        assert value.state in transition(None, ClaimEvent.RECALL).to
+        return self._take(ClaimEvent.RECALL, name, value.request, host, value)
 
     def put_back(self, name: Name, host: str, value: ClaimValue) -> Change:
         """A claim as an import brings it back: no transition, and only under the import's hold.
@@ -187,7 +202,13 @@ class Claims:
     # The host's agent, around the kernel's write.
 
     def begin(
-        self, claim: Claim, *, boot_id: str, now: str, error: LastError | None = None
+        self,
+        claim: Claim,
+        *,
+        boot_id: str,
+        now: str,
+        error: LastError | None = None,
+        maker: Maker | None = None,
     ) -> Change:
         """reserved, creating, defined or active → creating: from here on a device may exist.
 
@@ -195,7 +216,7 @@ class Claims:
         beginning it are one commit.
         Detaches the reservation's lease. Beginning again moves the revision, so that every
         write to `create` follows a begin of its own enrolment (design 5, rule 1). `error` is
-        why the write before it did not do, for `show`.
+        why the write before it did not do, for `show`; `maker` as for `claim`.
         """
         again = claim.state is ClaimState.CREATING
         value = msgspec.structs.replace(
@@ -206,6 +227,7 @@ class Claims:
             boot_id=boot_id,
             error=error,
             since=claim.since if again else now,
+            maker=maker,
         )
         return self._move(ClaimEvent.BEGIN, claim, value)
 
@@ -298,10 +320,30 @@ class Claims:
 
     # An operator.
 
-    def retire(self, claim: Claim, removal: Removal, *, now: str) -> Change:
-        """active or defined → removing: its host's agent shall remove the device."""
-        value = _entered(claim, ClaimState.REMOVING, now, removal=removal, error=None)
+    def retire(
+        self, claim: Claim, removal: Removal, *, now: str, maker: Maker | None = None
+    ) -> Change:
+        """active or defined → removing: its host's agent shall remove the device.
+
+        With a `maker` that process does, and nobody else for as long as it lives.
+        """
+        value = _entered(claim, ClaimState.REMOVING, now, removal=removal, error=None, maker=maker)
         return self._move(ClaimEvent.RETIRE, claim, value)
+
+    def amend(
+        self,
+        claim: Claim,
+        *,
+        persistent: bool,
+        autostart: bool,
+        attrs: tuple[tuple[str, str], ...],
+    ) -> Change:
+        """active or defined → the same: what is kept of it changes. A defined one is persistent."""
+        assert persistent or claim.state is not ClaimState.DEFINED
+        value = msgspec.structs.replace(
+            claim.value(), persistent=persistent, autostart=persistent and autostart, attrs=attrs
+        )
+        return self._move(ClaimEvent.AMEND, claim, value)
 
     def start(self, claim: Claim, *, now: str) -> Change:
         """defined → creating: its host's agent shall make the device, beginning again itself."""
@@ -535,6 +577,8 @@ def _wished(wish: Wish, state: ClaimState, request: str, now: str, by: str | Non
 
 
 def _entered(claim: Claim, state: ClaimState, now: str, **changes: object) -> ClaimValue:
+    # Whoever was to write to the kernel was so in the state that is left.
+    changes = {"maker": None, **changes}
     return msgspec.structs.replace(claim.value(), state=state, since=now, **changes)
 
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 from coordinator.batch import GroupCommit
 from coordinator.claims import UNTOLD, Claims, Hold
-from coordinator.errors import MdevnsError, NameTaken, OutcomeUnknown, StoreError
+from coordinator.errors import (
+    MdevnsError,
+    NameTaken,
+    NotAllowed,
+    OutcomeUnknown,
+    StoreError,
+)
 from coordinator.late import LateCopies
 from coordinator.leases import SharedLeases
 from coordinator.views import Views
@@ -85,7 +91,8 @@ class Client:
     async def _explained(self, name: Name, error: MdevnsError) -> MdevnsError:
         if isinstance(error, NameTaken) and error.holder and error.holder.state == UNTOLD:
             # The refusal brought the host; its claim has parent and state, where it can be read.
-            with suppress(StoreError):
+            # A host's agent may not read another's.
+            with suppress(StoreError, NotAllowed):
                 holder = await self.views.holder(name)
                 return error if holder is None else NameTaken(name, holder)
             return error

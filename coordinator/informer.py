@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from coordinator.errors import Compacted, Fenced
 from coordinator.keys import last_part
@@ -22,7 +22,33 @@ if TYPE_CHECKING:
     from coordinator.keys import Keys
     from coordinator.store import Event, KeyValue, Store, WatchBatch
 
-__all__ = ["Informer"]
+__all__ = ["Informer", "Recorder"]
+
+
+class Recorder(Protocol):
+    """Hears all that an informer learns, in time with it."""
+
+    def learnt(self, name: Name, claim: Claim | None) -> None:
+        """The newest of a name; None: the host has no claim of it."""
+        ...
+
+    def listed(self, revision: int, names: Iterable[Name]) -> None:
+        """All claims were listed at a revision, and `learnt` has heard of each."""
+        ...
+
+    def told(self, revision: int) -> None:
+        """All that happened up to a revision was heard of."""
+        ...
+
+
+class _Nobody:
+    """A recorder for who keeps no record."""
+
+    def learnt(self, name: Name, claim: Claim | None) -> None: ...
+
+    def listed(self, revision: int, names: Iterable[Name]) -> None: ...
+
+    def told(self, revision: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +62,7 @@ class _Seen:
 class Informer:
     """The claims of one host, for the enrolment `instance`.
 
-    `changed` is called with the names of which something new is known.
+    `changed` is called with the names of which something new is known, after `recorder`.
     """
 
     def __init__(
@@ -48,9 +74,11 @@ class Informer:
         instance: str,
         resync: float,
         changed: Callable[[frozenset[Name]], None],
+        recorder: Recorder | None = None,
     ) -> None:
         self._store, self._keys, self._host, self._instance = store, keys, host, instance
         self._resync, self._changed = resync, changed
+        self._recorder = recorder or _Nobody()
         self._seen: dict[Name, _Seen] = {}
         self._untold: deque[tuple[int, float]] = deque()
         self.listed = asyncio.Event()
@@ -115,6 +143,7 @@ class Informer:
         # What is known and was not listed is gone, unless it is newer than the list.
         missing = [name for name in self.names() if name not in listed]
         changed |= {name for name in missing if self._see(name, revision, None)}
+        self._recorder.listed(revision, self.names())
         self._told(revision)
         self._tell(changed)
         return revision
@@ -164,6 +193,8 @@ class Informer:
         if known is not None and known.revision >= revision:
             return False
         self._seen[name] = _Seen(revision, record)
+        if not isinstance(record, Unreadable):
+            self._recorder.learnt(name, record)
         return True
 
     def _told(self, revision: int) -> None:
@@ -171,6 +202,7 @@ class Informer:
 
         Deleted names are, so that no late put revives one.
         """
+        self._recorder.told(revision)
         while self._untold and self._untold[0][0] <= revision:
             self._untold.popleft()
         gone = [n for n, s in self._seen.items() if s.record is None and s.revision <= revision]

@@ -35,6 +35,7 @@ __all__ = [
     "IdentityValue",
     "LastError",
     "MachineValue",
+    "Maker",
     "Name",
     "NameValue",
     "OutcomeValue",
@@ -169,6 +170,17 @@ class LastError(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at: str
 
 
+class Maker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A process of the host that writes to the kernel itself, as mdevctl does.
+
+    `started` tells it from a later process of the same pid: clock ticks from the boot until it
+    was started (proc(5), stat).
+    """
+
+    pid: int
+    started: int
+
+
 class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is asked for: a device of a type on a parent of a host."""
 
@@ -186,7 +198,8 @@ class ClaimValue(_Value, frozen=True, kw_only=True):
     `first` says that it is being created for the first time, so that a refusal leaves nothing,
     `boot_id` is the boot in which a device of it was last begun, seen or stopped; `since`
     when the state was entered, `created` when the name was claimed (RFC 3339, for people:
-    nothing is decided by them); `asked_by` who asked.
+    nothing is decided by them); `asked_by` who asked. `maker` is who, other than the agent,
+    makes or removes the device in this state: the agent waits for as long as it lives.
     """
 
     state: ClaimState
@@ -204,6 +217,7 @@ class ClaimValue(_Value, frozen=True, kw_only=True):
     since: str
     created: str
     asked_by: str | None = None
+    maker: Maker | None = None
 
 
 _CLAIM_FIELDS = ClaimValue.__struct_fields__
@@ -220,6 +234,19 @@ class Claim(ClaimValue, frozen=True, kw_only=True):
     def value(self) -> ClaimValue:
         """What of it stands in the store's value."""
         return ClaimValue(**{field: getattr(self, field) for field in _CLAIM_FIELDS})
+
+    def as_recalled(self, state: ClaimState, boot_id: str | None, now: str) -> ClaimValue:
+        """The value with which a claim that a store has lost is put back in `state`."""
+        return msgspec.structs.replace(
+            self.value(),
+            state=state,
+            boot_id=boot_id,
+            since=now,
+            first=False,
+            removal=None,
+            error=None,
+            maker=None,
+        )
 
     @classmethod
     def of(cls, name: Name, host: str, value: ClaimValue, revision: int, lease: int = 0) -> Claim:

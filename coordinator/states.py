@@ -53,7 +53,9 @@ class ClaimEvent(StrEnum):
     EXPIRE = "expire"
     DEFINE = "define"
     MOVE = "move"
+    AMEND = "amend"  # what is kept of it changes: persistence, autostart, attributes
     ADOPT = "adopt"
+    RECALL = "recall"  # what a store that was lost held of this host, from its journal
     EVICT = "evict"
 
 
@@ -95,6 +97,7 @@ _ROWS: tuple[
     (_FREE, _E.RESERVE, (_R,), (_OPERATOR,)),
     (_FREE, _E.CLAIM, (_C,), (_AGENT,)),
     (_FREE, _E.ADOPT, (_A,), (_AGENT,)),
+    (_FREE, _E.RECALL, (_A, _D), (_AGENT,)),
     (_R, _E.BIND, (_R,), (_OPERATOR,)),
     (_R, _E.RENEW, (_R,), (_OPERATOR,)),
     (_R, _E.BEGIN, (_C,), (_AGENT,)),
@@ -111,6 +114,7 @@ _ROWS: tuple[
     (_A, _E.RETIRE, (_M,), (_OPERATOR,)),
     (_A, _E.LOSE, (_FREE, _D), (_AGENT,)),
     (_A, _E.ADOPT, (_A,), (_AGENT,)),
+    (_A, _E.AMEND, (_A,), (_OPERATOR, _AGENT)),
     (_M, _E.RESTORE, (_A,), (_AGENT,)),
     (_M, _E.RELEASE, (_FREE,), (_AGENT,)),
     (_M, _E.STOP, (_D,), (_AGENT,)),
@@ -119,11 +123,12 @@ _ROWS: tuple[
     (_D, _E.RETIRE, (_M,), (_OPERATOR,)),
     (_D, _E.MOVE, (_D,), (_OPERATOR,)),
     (_D, _E.ADOPT, (_A,), (_AGENT,)),
+    (_D, _E.AMEND, (_D,), (_OPERATOR, _AGENT)),
     *((state, _E.EVICT, (_FREE, _D), (_OPERATOR,)) for state in (_R, _C, _A, _M, _D)),
 )
 
 # While a restored store is being reconciled agents only take note of what exists.
-_DURING_HOLD = frozenset({_E.ADOPT, _E.ACTIVATE})
+_DURING_HOLD = frozenset({_E.ADOPT, _E.RECALL, _E.ACTIVATE})
 
 TRANSITIONS: Mapping[tuple[ClaimState | None, ClaimEvent], Transition] = MappingProxyType(
     {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from agent import simulated
 from agent.daemon import Agent, AgentSettings
 from agent.enrolment import Parts
 from agent.exposition import OFF
+from agent.journal import Journal, Notes, journal_path
+from agent.makers import Makers
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
 from agent.simulated import SimulatedBus
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from coordinator.states import ClaimState
     from coordinator.store import Store
 
-__all__ = ["Host"]
+__all__ = ["Host", "process"]
 
 SOON = 20.0  # seconds for what takes a fraction of one on a quiet machine
 
@@ -38,6 +40,7 @@ class Host:
 
     def __init__(self, directory: Path, **options: object) -> None:
         self.directory, self.desk = directory, Desk()
+        self.state = directory / "state"
         simulated.init(directory, 2, {TYPE: 4}, **options)  # type: ignore[arg-type]  # the simulator's own
         self.bus = SimulatedBus(directory)
         self.parents = sorted(self.bus.parents())
@@ -46,12 +49,18 @@ class Host:
         """What the agent is given; a test may put something before it."""
 
     @asynccontextmanager
-    async def agent(self, *, rescan: float = 0.2, metrics: str = OFF) -> AsyncIterator[Agent]:
-        """An agent that serves the host; it is stopped as SIGTERM stops it."""
+    async def agent(
+        self, *, rescan: float = 0.2, metrics: str = OFF, enrols: bool = True
+    ) -> AsyncIterator[Agent]:
+        """An agent that serves the host; it is stopped as SIGTERM stops it.
+
+        Returns when it is enrolled, unless it cannot.
+        """
         settings = AgentSettings(
             host=HOST, bus=self.bus.spec, session_ttl=5, rescan=rescan, metrics=metrics
         )
         counted = Metrics()
+        notes = Notes(Journal(journal_path(self.state, "test", HOST)))
         parts = Parts(
             store=MeteredStore(self.store, counted),
             keys=self.desk.keys,
@@ -59,16 +68,20 @@ class Host:
             rng=random.Random(3),
             bus=self.bus,
             workers=self.workers(self.bus.spec, self.bus.run_dir),
+            notes=notes,
+            makers=Makers(notes, self.bus.boot_id),
             metrics=counted,
         )
         agent = Agent(settings, parts)
         running = asyncio.create_task(agent.run())
         try:
-            await self.wait(lambda: len(self._under(self.desk.keys.parents(HOST))) == 2)
+            if enrols:
+                await self.wait(lambda: len(self._under(self.desk.keys.parents(HOST))) == 2)
             yield agent
         finally:
             agent.stop.set()
             await running
+            await notes.close()
 
     def _under(self, key: str) -> list[str]:
         return [kv.key for kv in self.desk.core.range(prefix(key)).kvs]
@@ -124,3 +137,15 @@ class Host:
         value = None if kv is None else decode(kv, FindingValue)
         assert value is None or isinstance(value, FindingValue)
         return value
+
+
+@asynccontextmanager
+async def process() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that lives until it is killed."""
+    lives = await asyncio.create_subprocess_exec("sleep", "600")
+    try:
+        yield lives
+    finally:
+        with suppress(ProcessLookupError):
+            lives.kill()
+        await lives.wait()

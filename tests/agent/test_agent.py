@@ -360,7 +360,7 @@ async def test_a_driver_that_does_not_speak_utf_8_stops_nothing(host: Host) -> N
 
 
 async def test_a_store_that_was_set_back_is_enrolled_in_anew(host: Host) -> None:
-    """An agent whose store is restored to an older state forgets what it read, and goes on."""
+    """An agent whose store is restored to an older state puts back what its journal knows."""
     async with host.agent():
         before = host.desk.core.snapshot()
         await host.ask()
@@ -371,7 +371,7 @@ async def test_a_store_that_was_set_back_is_enrolled_in_anew(host: Host) -> None
         await host.wait(lambda: host.is_in(ClaimState.ACTIVE))
     claim = host.claim()
     assert claim is not None
-    assert claim.adopted
+    assert (claim.request, claim.adopted) == ("r", False)
     assert host.devices() == {NAME}
 
 

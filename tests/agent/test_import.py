@@ -66,17 +66,17 @@ async def test_an_agent_keeps_what_was_imported(host: Host) -> None:
 
 
 async def test_an_agent_that_was_there_first_keeps_its_name(host: Host) -> None:
-    """What it has adopted makes the import fail as a whole, and its device stays claimed."""
+    """What its journal puts back makes the import fail as a whole, and its device stays claimed."""
     before = await with_a_device(host)
     other = through_a_file(before)[0]
     others = [msgspec.structs.replace(other, name=name(number)) for number in range(300, 600)]
     async with host.agent():
         await host.wait(lambda: host.is_in(ACTIVE))
-        adopted = host.claim()
-        assert adopted is not None
-        assert adopted.adopted
+        recalled = host.claim()
+        assert recalled is not None
+        assert not recalled.adopted
         with pytest.raises(NotEmpty):
             await import_into(host.desk, [*others, other])
-        assert host.claim() == adopted
+        assert host.claim() == recalled
         assert host.devices() == {NAME}
         assert host.desk.kv(host.desk.keys.claim(HOST, name(300))) is None

@@ -14,6 +14,8 @@ import pytest
 from agent import simulated
 from agent.daemon import Agent, AgentSettings
 from agent.enrolment import Parts
+from agent.journal import Journal, Notes, journal_path
+from agent.makers import Makers
 from agent.simulated import SimulatedBus
 from agent.workers import OrderKind, Workers
 from coordinator import reserving
@@ -107,6 +109,8 @@ class World:
         bus = SimulatedBus(self.host.directory)
         async with self.store() as store:
             workers = _Workers(bus, self.host.directory / "run", store)
+            state = self.host.directory / "state"
+            notes = Notes(Journal(journal_path(state, self.keys.cluster, HOST)))
             agent = Agent(
                 settings,
                 Parts(
@@ -116,6 +120,8 @@ class World:
                     rng=random.Random(uuid.uuid4().int),
                     bus=bus,
                     workers=workers,
+                    notes=notes,
+                    makers=Makers(notes, bus.boot_id),
                 ),
             )
             running = asyncio.create_task(agent.run())
@@ -125,6 +131,7 @@ class World:
             finally:
                 agent.stop.set()
                 await running
+                await notes.close()
 
     def _is_known(self) -> bool:
         seen = self.truth()

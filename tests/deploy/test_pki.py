@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -17,11 +18,12 @@ from coordinator.embedded import EmbeddedEtcd, free_ports
 from coordinator.errors import NotAllowed
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
-from coordinator.model import MachineValue, encode
+from coordinator.model import MachineValue, Name, NameValue, encode
 from coordinator.store import Delete, Put, Txn, absent, get
 from tests.cli.driver import Cli, Done
 from tests.support.agents import TYPE, AgentProcess, SimulatedHost
 from tests.support.etcd_servers import etcdctl, newest_etcd
+from tests.support.local_client import ask_blocking
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -236,6 +238,7 @@ def test_the_whole_line_works_with_the_least_that_each_may(
         ):
             done = guarded.run("operator-alice", *arguments)
             assert done.code == 0, (arguments, done, agent.tail())
+        _ask_its_socket(guarded, host)
         doctor = guarded.run("operator-alice", "doctor", "-o", "json")
         assert doctor.code == 0, doctor
         doctor = guarded.run("host-gpu01", "doctor", "-o", "json", "--config", str(config))
@@ -248,6 +251,40 @@ def test_the_whole_line_works_with_the_least_that_each_may(
         wait_until(lambda: "unreachable" in guarded.run("viewer-bob", "hosts").out, DEADLINE)
         evict = ["evict", "gpu01", "--confirm-fenced", "--reason", "test"]
         assert guarded.run("operator-alice", *evict).code == 0
+
+
+def _ask_its_socket(guarded: Guarded, host: SimulatedHost) -> None:
+    """Callers on the host claim, define, release and are refused, all with the host's role."""
+    socket = host.directory / "run" / "agent.sock"
+    name, taken = str(uuid.uuid4()), str(uuid.uuid4())
+    parent = guarded.run("viewer-bob", "parents", "-o", "json").json[0]["parent"]
+    asyncio.run(_take_for_another_host(guarded, taken))
+    body: dict[str, object] = {"parent": parent, "type": TYPE}
+    made = ask_blocking(socket, "POST", "/v1/claims", body | {"name": name})
+    assert made.status == 201, made
+    assert ask_blocking(socket, "POST", f"/v1/claims/{name}/release", {}).status == 200
+    words = {"event": "pre", "action": "define", "state": "none", "holder": os.getpid()}
+    defined = ask_blocking(socket, "POST", "/v1/mdevctl", body | words | {"name": name})
+    assert defined.status == 200, defined
+    for where, more in (("/v1/claims", {}), ("/v1/mdevctl", words)):
+        refused = ask_blocking(socket, "POST", where, body | more | {"name": taken})
+        assert (refused.status, refused.body["holder"]["host"]) == (409, "gpu02"), refused
+    words["action"] = "undefine"
+    for event, state in (("pre", "none"), ("post", "success")):
+        told = words | {"event": event, "state": state, "name": name}
+        assert ask_blocking(socket, "POST", "/v1/mdevctl", body | told).status == 200
+    assert guarded.run("viewer-bob", "show", name).code == 3
+
+
+async def _take_for_another_host(guarded: Guarded, name: str) -> None:
+    store = guarded.store("operator-alice")
+    try:
+        taken = Put(
+            Keys(guarded.cluster).name(Name(name)), encode(NameValue(host="gpu02", request="r"))
+        )
+        await store.txn(Txn(success=(taken,)))
+    finally:
+        await store.close()
 
 
 def _parents(guarded: Guarded) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from agent.bus import Presence
 from agent.reconcile import Action, Decision, Facts, Refusal, Sight, Write, decide, sight_of
-from coordinator.model import AfterRemoval, Claim, Name, Removal
+from coordinator.model import AfterRemoval, Claim, Maker, Name, Removal
 from coordinator.states import ClaimEvent, ClaimState, transition
 
 if TYPE_CHECKING:
@@ -28,7 +28,14 @@ REFUSALS = (
 )
 
 
-def claim_in(state: ClaimState, *, persistent: bool, autostart: bool, boot_id: str | None) -> Claim:
+def claim_in(
+    state: ClaimState,
+    *,
+    persistent: bool,
+    autostart: bool,
+    boot_id: str | None,
+    maker: Maker | None = None,
+) -> Claim:
     return Claim(
         name=NAME,
         host="gpu01",
@@ -43,6 +50,7 @@ def claim_in(state: ClaimState, *, persistent: bool, autostart: bool, boot_id: s
         boot_id=boot_id,
         since="",
         created="",
+        maker=maker,
     )
 
 
@@ -53,6 +61,10 @@ def all_claims() -> Iterator[Claim | None]:
         ClaimState, flags, (None, OLD_BOOT, BOOT)
     ):
         yield claim_in(state, persistent=persistent, autostart=autostart, boot_id=boot)
+    for state in (ClaimState.CREATING, ClaimState.REMOVING):
+        yield claim_in(
+            state, persistent=False, autostart=False, boot_id=BOOT, maker=Maker(pid=7, started=9)
+        )
 
 
 def all_facts() -> Iterator[Facts]:
@@ -60,6 +72,12 @@ def all_facts() -> Iterator[Facts]:
         Sight, (False, True), (False, True), (False, True), REFUSALS
     ):
         yield Facts(BOOT, sight, settled, in_flight, offers, refusal)
+        yield Facts(BOOT, sight, settled, in_flight, offers, refusal, made_elsewhere=True)
+
+
+def waits(facts: Facts) -> bool:
+    """Whether somebody's write to the kernel may be under way."""
+    return facts.in_flight or facts.made_elsewhere
 
 
 DOMAIN = list(itertools.product(all_claims(), all_facts()))
@@ -92,9 +110,9 @@ def test_every_action_is_a_transition_of_the_table() -> None:
 
 
 def test_nothing_is_done_while_something_is_not_known() -> None:
-    """A failed scan, a going device or a write in flight is waited for, whatever the claim."""
+    """A failed scan, a going device, a write in flight or a living maker is waited for, always."""
     for claim, facts in DOMAIN:
-        if facts.in_flight or facts.sight in (Sight.GOING, Sight.UNKNOWN):
+        if waits(facts) or facts.sight in (Sight.GOING, Sight.UNKNOWN):
             assert decide(claim, facts).action is Action.WAIT
 
 
@@ -116,8 +134,21 @@ def test_a_write_to_create_needs_an_absent_device_and_an_offer() -> None:
 def test_eexist_of_our_own_write_never_aborts() -> None:
     """EEXIST means somebody still holds the name on the host, so the claim is kept."""
     for claim, facts in DOMAIN:
+        if claim is not None and claim.maker is not None:
+            continue  # no write of ours was made for it
         if facts.refusal is not None and facts.refusal.errno == "EEXIST" and facts.offers:
             assert decide(claim, facts).action is not Action.ABORT
+
+
+def test_what_a_maker_did_not_make_is_not_made_in_its_place() -> None:
+    """Once it has ended its claim is given up where there is no device, and kept where it is."""
+    for claim, facts in DOMAIN:
+        if claim is None or claim.maker is None or claim.state is not ClaimState.CREATING:
+            continue
+        action = decide(claim, facts).action
+        assert action is not Action.BEGIN
+        if facts.sight is Sight.ABSENT and not waits(facts):
+            assert action is Action.ABORT
 
 
 def test_a_device_is_removed_only_when_asked_to_and_settled() -> None:
@@ -141,7 +172,7 @@ def test_nothing_is_adopted_that_may_be_a_phantom() -> None:
 def test_what_is_in_order_is_left_alone() -> None:
     """An active claim with its device, and a definition without one, need nothing."""
     for claim, facts in DOMAIN:
-        if claim is None or facts.in_flight:
+        if claim is None or waits(facts):
             continue
         there = claim.state is ClaimState.ACTIVE and facts.sight is Sight.AS_ASKED
         if there and claim.boot_id == BOOT:
@@ -156,7 +187,7 @@ def test_a_device_that_was_made_again_since_the_boot_is_adopted() -> None:
     for claim, facts in DOMAIN:
         if claim is None or claim.state is not ClaimState.ACTIVE or claim.boot_id == BOOT:
             continue
-        if facts.sight is Sight.AS_ASKED and facts.settled and not facts.in_flight:
+        if facts.sight is Sight.AS_ASKED and facts.settled and not waits(facts):
             assert decide(claim, facts).action is Action.ADOPT_OVER
 
 
@@ -166,14 +197,14 @@ def test_autostart_is_tried_once_a_boot() -> None:
         if claim is not None and claim.state in (ClaimState.DEFINED, ClaimState.ACTIVE):
             begins = decide(claim, facts).action is Action.BEGIN
             due = claim.autostart and claim.boot_id != BOOT
-            known = facts.sight is Sight.ABSENT and not facts.in_flight
+            known = facts.sight is Sight.ABSENT and not waits(facts)
             assert begins == (due and known and facts.offers)
 
 
 def test_a_lost_device_that_does_not_start_by_itself_is_given_up() -> None:
     """An active claim without its device is lost, unless a new boot begins it again."""
     for claim, facts in DOMAIN:
-        if claim is None or claim.state is not ClaimState.ACTIVE or facts.in_flight:
+        if claim is None or claim.state is not ClaimState.ACTIVE or waits(facts):
             continue
         if facts.sight is Sight.ABSENT:
             again = claim.autostart and claim.boot_id != BOOT and facts.offers

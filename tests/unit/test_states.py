@@ -28,7 +28,7 @@ def test_time_frees_reservations_and_nothing_else() -> None:
 def test_while_a_restored_store_is_reconciled_only_what_exists_is_noted() -> None:
     """During a hold nothing is taken, begun or freed."""
     during = {event for (_, event), row in TRANSITIONS.items() if row.during_hold}
-    assert during == {ClaimEvent.ADOPT, ClaimEvent.ACTIVATE}
+    assert during == {ClaimEvent.ADOPT, ClaimEvent.RECALL, ClaimEvent.ACTIVATE}
 
 
 def test_from_every_state_there_is_a_way_to_free() -> None:

@@ -305,7 +305,7 @@ class Race(Step):
 
 @dataclass(frozen=True)
 class BeginCreate(Step):
-    """A create in the background, until its device is on the bus."""
+    """A create in the background, until its device is on the bus and counted."""
 
     type: str
     name: str
@@ -313,13 +313,16 @@ class BeginCreate(Step):
 
     def do(self, stage: Stage) -> Answer:
         """Start it."""
+        room = stage.subject.available(self.type)
         call = Call(lambda: _written(lambda: stage.subject.open_create(self.type), self.name))
         stage.calls[self.name] = call
-        seen = until(lambda: self._shows(stage) or call.now() != UNDER_WAY)
+        seen = until(lambda: self._is_begun(stage, room) or call.now() != UNDER_WAY)
         return call.now() if seen else TOO_LATE
 
-    def _shows(self, stage: Stage) -> bool:
-        return "bus" in stage.subject.shows(self.type, self.name)
+    def _is_begun(self, stage: Stage, room: int) -> bool:
+        """Whether the driver is at it: it is asked, and counts, a moment after the bus shows it."""
+        on_the_bus = "bus" in stage.subject.shows(self.type, self.name)
+        return on_the_bus and stage.subject.available(self.type) < room
 
     def __str__(self) -> str:
         return f"begin: create {self.type} {shown(self.name)}"

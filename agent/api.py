@@ -1,0 +1,507 @@
+"""The agent's local interface: HTTP and JSON, for callers on the host.
+
+The table of operations is data: the routes and the OpenAPI document are made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent.health import verdict
+from agent.makers import maker_of
+from agent.mdevctl import Call, Mdevctl
+from agent.words import AttributeName, AttributeValue, Label, Pid, RequestId, Uuid
+from coordinator import __version__
+from coordinator.errors import (
+    HostDown,
+    InvalidValue,
+    KernelRefused,
+    MdevnsError,
+    NoCapacity,
+    NotAllowed,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    StoreError,
+    TryAgain,
+)
+from coordinator.model import (
+    LastError,
+    Wish,
+    parse_attribute,
+    parse_label,
+    parse_name,
+    parse_request,
+)
+from coordinator.states import ClaimState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.requests import Request
+
+    from agent.health import Vitals
+    from agent.local import Local
+    from coordinator.model import Claim
+
+__all__ = ["PEER", "Peer", "application"]
+
+PEER = "peer"
+"""Where a request's state has the process that asks."""
+
+_WAIT, _WAIT_MOST = 60.0, 600.0  # seconds for which a create is waited for
+_LARGEST = 1 << 20  # bytes of a request's body
+_JSON, _TEXT = "application/json", "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end of the socket, as the kernel tells, and whether it may ask."""
+
+    pid: int
+    uid: int
+    allowed: bool
+
+    @property
+    def asked_by(self) -> str:
+        """Who it is, as it stands in claims."""
+        return f"uid {self.uid} (pid {self.pid})"
+
+
+# What goes over the socket. A claim is shaped as the command line shapes it (cli.md, JSON).
+
+
+class ClaimJson(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim of this host."""
+
+    name: str
+    host: str
+    parent: str
+    type: str
+    state: ClaimState
+    persistent: bool
+    autostart: bool
+    adopted: bool
+    attrs: tuple[tuple[str, str], ...]
+    request: str
+    since: str
+    revision: int
+    error: LastError | None
+
+
+class ClaimsJson(msgspec.Struct, frozen=True, kw_only=True):
+    """This host's claims; `source` is `store`, or `journal` while the store is away."""
+
+    source: str
+    claims: list[ClaimJson]
+
+
+class DeviceJson(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that the kernel has; `presence` is `present` or `going`, `state` its claim's."""
+
+    name: str
+    parent: str
+    type: str | None
+    presence: str
+    state: ClaimState | None
+
+
+class DevicesJson(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel of this host has, looked at now."""
+
+    devices: list[DeviceJson]
+
+
+class HealthJson(msgspec.Struct, frozen=True, kw_only=True):
+    """How the agent is, and what is not well."""
+
+    ok: bool
+    reasons: tuple[str, ...]
+
+
+class TakeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device that is asked for; without a `name` a random one is taken.
+
+    `maker` is the pid of a process that makes the device itself, once it has the answer, and
+    then says so (`made`); without it the agent does.
+    """
+
+    type: Label
+    parent: Label
+    name: Uuid | None = None
+    attrs: list[tuple[AttributeName, AttributeValue]] = []
+    persistent: bool = False
+    autostart: bool = False
+    request: RequestId | None = None
+    maker: Pid | None = None
+    wait: Annotated[float, Meta(ge=0, le=_WAIT_MOST)] = _WAIT
+
+
+class ReleaseJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a device is given up. `force`: wait in the kernel for whoever has it open."""
+
+    force: bool = False
+
+
+class HolderJson(msgspec.Struct, frozen=True, kw_only=True):
+    """Who holds a name."""
+
+    host: str | None
+    parent: str | None
+    state: str
+
+
+class ErrorJson(msgspec.Struct, frozen=True, kw_only=True):
+    """An error, as `-o json` of the command line prints it."""
+
+    error: str
+    errno: int | None
+    name: str | None
+    holder: HolderJson | None
+    message: str
+
+
+class DoneJson(msgspec.Struct, frozen=True, kw_only=True):
+    """It was done, or may go on."""
+
+    ok: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Operation:
+    """One thing that can be asked. `answers` are those that are no error."""
+
+    method: str
+    path: str
+    does: str
+    handle: Callable[[_Asked], Awaitable[tuple[int, Any]]]
+    answers: Mapping[int, type[Any]]
+    body: type[Any] | None = None
+    refused: tuple[int, ...] = ()
+
+
+class _Asked:
+    """A request: its name in the path, its body, who asks."""
+
+    def __init__(self, request: Request, body: Any) -> None:
+        self._request, self.body = request, body
+        self.peer: Peer = request.scope["state"][PEER]
+
+    @property
+    def name(self) -> Any:
+        """The name in the path."""
+        return parse_name(self._request.path_params["name"])
+
+
+def _claim_json(claim: Claim) -> ClaimJson:
+    return ClaimJson(**{field: getattr(claim, field) for field in ClaimJson.__struct_fields__})
+
+
+class _Handlers:
+    """What the operations do."""
+
+    def __init__(self, local: Local, vitals: Vitals) -> None:
+        self._local, self._vitals = local, vitals
+        self._mdevctl = Mdevctl(local)
+
+    async def live(self, _: _Asked) -> tuple[int, HealthJson]:
+        found = verdict(self._vitals.facts())
+        return (200 if found.live else 503), HealthJson(ok=found.live, reasons=found.reasons)
+
+    async def ready(self, _: _Asked) -> tuple[int, HealthJson]:
+        found = verdict(self._vitals.facts())
+        return (200 if found.ready else 503), HealthJson(ok=found.ready, reasons=found.reasons)
+
+    async def claims(self, _: _Asked) -> tuple[int, ClaimsJson]:
+        source = "store" if self._local.store_answers else "journal"
+        claims = [_claim_json(claim) for claim in self._local.claims()]
+        return 200, ClaimsJson(source=source, claims=claims)
+
+    async def claim(self, asked: _Asked) -> tuple[int, ClaimJson]:
+        claim = self._local.claim(asked.name)
+        if claim is None:
+            raise self._local.unknown(asked.name)
+        return 200, _claim_json(claim)
+
+    async def devices(self, _: _Asked) -> tuple[int, DevicesJson]:
+        try:
+            devices = await self._local.devices()
+        except OSError as error:
+            raise TryAgain(f"host {self._local.host}", f"cannot be looked at: {error}") from None
+        found = []
+        for device in devices:
+            claim = self._local.claim(device.name)
+            found.append(
+                DeviceJson(
+                    name=device.name,
+                    parent=device.parent,
+                    type=device.type,
+                    presence=device.presence.value,
+                    state=None if claim is None else claim.state,
+                )
+            )
+        return 200, DevicesJson(devices=found)
+
+    async def take(self, asked: _Asked) -> tuple[int, ClaimJson]:
+        wanted: TakeJson = asked.body
+        wish = Wish(
+            host=self._local.host,
+            parent=parse_label(wanted.parent, "parent"),
+            type=parse_label(wanted.type, "type"),
+            attrs=tuple(parse_attribute(f"{key}={value}") for key, value in wanted.attrs),
+            persistent=wanted.persistent or wanted.autostart,
+            autostart=wanted.autostart,
+        )
+        maker = None if wanted.maker is None else maker_of(wanted.maker)
+        claim = await self._local.take(
+            wish,
+            name=None if wanted.name is None else parse_name(wanted.name),
+            request=None if wanted.request is None else parse_request(wanted.request),
+            by=asked.peer.asked_by,
+            maker=maker,
+        )
+        if maker is not None:
+            return 202, _claim_json(claim)
+        made = await self._local.made(claim, wanted.wait)
+        return (201 if made.state is ClaimState.ACTIVE else 202), _claim_json(made)
+
+    async def made(self, asked: _Asked) -> tuple[int, DoneJson]:
+        if self._local.claim(asked.name) is None:
+            raise self._local.unknown(asked.name)
+        self._local.through(asked.name)
+        return 202, DoneJson()
+
+    async def release(self, asked: _Asked) -> tuple[int, DoneJson]:
+        wanted: ReleaseJson = asked.body
+        await self._local.release(asked.name, force=wanted.force, by=asked.peer.asked_by)
+        return 200, DoneJson()
+
+    async def mdevctl(self, asked: _Asked) -> tuple[int, DoneJson]:
+        call: Call = asked.body
+        await self._mdevctl.answer(call)
+        return 200, DoneJson()
+
+
+def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
+    name = "/v1/claims/{name}"
+    return (
+        _Operation(
+            method="GET",
+            path="/healthz",
+            does="Whether the agent's process works.",
+            handle=handlers.live,
+            answers={200: HealthJson, 503: HealthJson},
+        ),
+        _Operation(
+            method="GET",
+            path="/readyz",
+            does="Whether the agent serves its host.",
+            handle=handlers.ready,
+            answers={200: HealthJson, 503: HealthJson},
+        ),
+        _Operation(
+            method="GET",
+            path="/v1/claims",
+            does="This host's claims; the journal's while the store is away.",
+            handle=handlers.claims,
+            answers={200: ClaimsJson},
+        ),
+        _Operation(
+            method="GET",
+            path="/v1/devices",
+            does="What the kernel of this host has, looked at now.",
+            handle=handlers.devices,
+            answers={200: DevicesJson},
+            refused=(409,),
+        ),
+        _Operation(
+            method="POST",
+            path="/v1/claims",
+            does="Claim a name for a device of this host, and have it made. "
+            "202: it is not made yet, or its maker is to make it.",
+            handle=handlers.take,
+            answers={201: ClaimJson, 202: ClaimJson},
+            body=TakeJson,
+            refused=(404, 409, 502, 503, 504, 507),
+        ),
+        _Operation(
+            method="GET",
+            path=name,
+            does="This host's claim of a name.",
+            handle=handlers.claim,
+            answers={200: ClaimJson},
+            refused=(404,),
+        ),
+        _Operation(
+            method="POST",
+            path=f"{name}/made",
+            does="Its maker is through with the kernel, whether it made the device or not.",
+            handle=handlers.made,
+            answers={202: DoneJson},
+            refused=(404,),
+        ),
+        _Operation(
+            method="POST",
+            path=f"{name}/release",
+            does="Remove a device and its claim; answered when both are gone.",
+            handle=handlers.release,
+            answers={200: DoneJson},
+            body=ReleaseJson,
+            refused=(404, 409, 502, 503, 504),
+        ),
+        _Operation(
+            method="POST",
+            path="/v1/mdevctl",
+            does="What mdevctl's callout asks before an action and tells after it.",
+            handle=handlers.mdevctl,
+            answers={200: DoneJson},
+            body=Call,
+            refused=(404, 409, 502, 503, 504),
+        ),
+    )
+
+
+def application(local: Local, vitals: Vitals) -> Starlette:
+    """The ASGI application. Its server puts a `Peer` into each request's state."""
+    operations = _operations(_Handlers(local, vitals))
+    document = msgspec.json.encode(_openapi(operations))
+
+    async def openapi(request: Request) -> Response:
+        _check_peer(request)
+        return Response(document, media_type=_JSON)
+
+    routes = [Route(one.path, _endpoint(one), methods=[one.method]) for one in operations]
+    routes.append(Route("/openapi.json", openapi, methods=["GET"]))
+    return Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _http_error, MdevnsError: _error},  # type: ignore[dict-item]  # each takes its own kind
+    )
+
+
+def _endpoint(operation: _Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        _check_peer(request)
+        body = None if operation.body is None else await _body(request, operation.body)
+        status, answer = await operation.handle(_Asked(request, body))
+        return Response(msgspec.json.encode(answer) + b"\n", status, media_type=_JSON)
+
+    return endpoint
+
+
+def _check_peer(request: Request) -> None:
+    peer: Peer = request.scope["state"][PEER]
+    if not peer.allowed:
+        why = f"uid {peer.uid} is neither root nor in the group mdevns"
+        raise NotAllowed("the agent's socket", why, errno_name="EACCES")
+
+
+def _number(text: str) -> float:
+    """A number with a point in it: 7.0 is an integer for JSON Schema, and for us."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+_JSON_READER = msgspec.json.Decoder(float_hook=_number)
+
+T = TypeVar("T")
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    """The request's body, read strictly; none is an empty object.
+
+    Raises:
+        InvalidValue: it is no such object.
+    """
+    data = b""
+    async for some in request.stream():
+        data += some
+        if len(data) > _LARGEST:
+            raise InvalidValue("the request", f"is over {_LARGEST} bytes")
+    try:
+        return msgspec.convert(_JSON_READER.decode(data or b"{}"), kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidValue("the request", str(error)) from None
+
+
+async def _error(request: Request, error: MdevnsError) -> Response:
+    """An error in the form that the caller takes: one line, or an object."""
+    if request.headers.get("accept", "").startswith(_TEXT):
+        return Response(error.line + "\n", _status(error), media_type=_TEXT)
+    return Response(msgspec.json.encode(error.as_json()) + b"\n", _status(error), media_type=_JSON)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    """What the framework refuses, in the same form."""
+    what = f"{request.method} {request.url.path}"
+    ours = NotFound(what, error.detail, "see: /openapi.json")
+    response = await _error(request, ours)
+    response.status_code = error.status_code
+    response.headers.update(error.headers or {})
+    return response
+
+
+_STATUS: tuple[tuple[type[MdevnsError], int], ...] = (
+    (NotFound, 404),
+    (InvalidValue, 422),
+    (NotAllowed, 403),
+    (NoCapacity, 507),
+    (KernelRefused, 502),
+    (HostDown, 503),
+    (OutcomeUnknown, 504),
+    (StoreError, 503),
+    (Refused, 409),
+)
+
+
+def _status(error: MdevnsError) -> int:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+# The OpenAPI document, made from the table.
+
+
+def _openapi(operations: tuple[_Operation, ...]) -> dict[str, Any]:
+    kinds = [ErrorJson, *(kind for one in operations for kind in one.answers.values())]
+    kinds += [one.body for one in operations if one.body is not None]
+    _, components = msgspec.json.schema_components(
+        kinds, ref_template="#/components/schemas/{name}"
+    )
+    paths: dict[str, Any] = {}
+    for one in operations:
+        paths.setdefault(one.path, {})[one.method.lower()] = _described(one)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "mdevns agent, local socket", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _described(operation: _Operation) -> dict[str, Any]:
+    codes = {*operation.refused, 403}
+    if operation.body is not None or "{name}" in operation.path:
+        codes.add(422)
+    answers = {str(code): _content(ErrorJson, "It is refused.") for code in sorted(codes)}
+    answers |= {str(code): _content(kind, "Done.") for code, kind in operation.answers.items()}
+    described: dict[str, Any] = {"summary": operation.does, "responses": answers}
+    if operation.body is not None:
+        needed = any(field.required for field in msgspec.structs.fields(operation.body))
+        described["requestBody"] = {"required": needed, **_content(operation.body)}
+    if "{name}" in operation.path:
+        where = {"name": "name", "in": "path", "required": True}
+        described["parameters"] = [{**where, "schema": msgspec.json.schema(Uuid)}]
+    return described
+
+
+def _content(kind: type, description: str | None = None) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    content: dict[str, Any] = {"content": {_JSON: {"schema": reference}}}
+    return content if description is None else {"description": description, **content}

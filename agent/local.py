@@ -1,0 +1,232 @@
+"""What callers on the host itself may ask of its agent: to claim, to release, and to look.
+
+An orchestrator claims a name and has the agent make the device, in one commit; mdevctl makes its
+devices itself, and its callout asks here before and tells after (`agent.mdevctl`).
+
+While the store is away nothing new can be claimed, and what is known is the journal's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from agent.threads import in_thread
+from coordinator.client import Client
+from coordinator.errors import (
+    Fenced,
+    MdevnsError,
+    NameTaken,
+    NotFound,
+    OutcomeUnknown,
+    Unreachable,
+)
+from coordinator.model import Claim, random_name
+from coordinator.operating import remove
+from coordinator.states import ClaimEvent, ClaimState, transition
+from coordinator.waiting import await_made
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from agent.bus import Device
+    from agent.enrolment import Enrolment, Parts
+    from agent.steps import Enrolled
+    from coordinator.model import Maker, Name, Wish
+    from coordinator.transactions import Change
+
+__all__ = ["ANSWER", "Local"]
+
+ANSWER = 10.0
+"""Seconds in which the store is expected to answer what a caller here waits for."""
+
+
+class Local:
+    """What one host's agent answers to callers on the host. Lives as long as the agent.
+
+    `enrolment` is the one in force, or None.
+    """
+
+    def __init__(self, parts: Parts, host: str) -> None:
+        self.parts, self.host = parts, host
+        self.enrolment: Enrolment | None = None
+
+    # To look.
+
+    @property
+    def store_answers(self) -> bool:
+        """Whether what is known of the claims is the store's word and not only the journal's."""
+        return self.enrolment is not None and self.enrolment.answers
+
+    def claims(self) -> list[Claim]:
+        """This host's claims, in the order of names: as the store, else the journal, has them."""
+        return [claim for _, claim in sorted(self.parts.notes.claims.items())]
+
+    def claim(self, name: Name) -> Claim | None:
+        """This host's claim of a name."""
+        return self.parts.notes.claims.get(name)
+
+    async def devices(self) -> list[Device]:
+        """What the kernel has, looked at now, in the order of names.
+
+        Raises:
+            OSError: the bus cannot be scanned.
+        """
+        scan = await in_thread(self.parts.bus.scan)
+        return [device for _, device in sorted(scan.devices.items())]
+
+    # To claim and to release.
+
+    async def take(
+        self, wish: Wish, *, name: Name | None, request: str | None, by: str, maker: Maker | None
+    ) -> Claim:
+        """Claim a name for a device of this host, in one commit; without one, a random name.
+
+        The agent makes the device, or the `maker` does, which then has to say so. The same
+        request again is answered with what stands.
+
+        Raises:
+            NameTaken: somebody has it.
+            Unreachable: the store does not answer; nothing was done.
+            OutcomeUnknown: it did not answer in time; the same request again tells.
+        """
+        with_id = request or f"local-{self.parts.rng.getrandbits(64):016x}"
+        chosen = name or random_name(self.parts.rng.getrandbits(128))
+        enrolment, enrolled = self._in_force()
+        change = enrolled.claims.claim(
+            chosen,
+            with_id,
+            wish,
+            boot_id=enrolled.boot_id,
+            now=enrolled.clock.now(),
+            by=by,
+            maker=maker,
+        )
+        before = enrolment.doubts
+        try:
+            claim = await self.make(None, ClaimEvent.CLAIM, change)
+        except NameTaken:
+            if enrolment.doubts != before:
+                # A copy of the request that was in doubt may come late and take the name for
+                # nobody, once it is free. It compares the epoch, so a new one ends it.
+                why = "a claim was refused whose first copy may be under way"
+                enrolment.reconciler.fence(Fenced(f"host {self.host}", why, "it enrols again"))
+            raise
+        enrolment.reconciler.poke((chosen,))
+        return claim
+
+    async def made(self, claim: Claim, seconds: float) -> Claim:
+        """Wait for so long until a claim's device is made, and return the claim as it is then.
+
+        Raises:
+            MdevnsError: it was not made, and why.
+        """
+        ends: list[tuple[Claim, MdevnsError | None]] = []
+        waiting = await_made(
+            self.parts.store, self.parts.keys, [claim], lambda *end: ends.append(end)
+        )
+        try:
+            async with asyncio.timeout(seconds):
+                await waiting
+        except TimeoutError:
+            return self.claim(claim.name) or claim
+        ((now, error),) = ends
+        if error is not None:
+            raise error
+        return now
+
+    async def release(self, name: Name, *, force: bool, by: str) -> None:
+        """Remove a device of this host and its claim; returns when both are gone.
+
+        Raises:
+            NotFound: the host has no claim of the name.
+            MdevnsError: it was not removed, and why.
+        """
+        self._in_force()
+        if self.claim(name) is None:
+            raise self.unknown(name)
+        async with self.client(by) as client:
+            (result,) = await remove(client, [name], force=force)
+        if result.error is not None:
+            raise result.error
+
+    def through(self, name: Name) -> None:
+        """Whoever makes or removes a device itself says that its write has returned."""
+        self.parts.makers.through(name, self.claim(name))
+        if self.enrolment is not None:
+            self.enrolment.reconciler.poke((name,))
+
+    # What `agent.mdevctl` needs too.
+
+    def unknown(self, name: Name) -> NotFound:
+        """The host has no claim of a name."""
+        why = f"host {self.host} has no claim of it"
+        return NotFound(name, why, f"see: mdevns show {name}", name=name)
+
+    def _in_force(self) -> tuple[Enrolment, Enrolled]:
+        """The enrolment that is in force.
+
+        Raises:
+            Unreachable: there is none whose store answers.
+        """
+        if self.enrolment is None or not self.enrolment.answers:
+            why = "the agent is not in touch with the store; nothing new can be claimed"
+            raise Unreachable(f"host {self.host}", why, "see: mdevns doctor")
+        return self.enrolment, self.enrolment.enrolled
+
+    @property
+    def enrolled(self) -> Enrolled:
+        """What the enrolment in force works with.
+
+        Raises:
+            Unreachable: there is none whose store answers.
+        """
+        return self._in_force()[1]
+
+    async def make(self, state: ClaimState | None, event: ClaimEvent, change: Change) -> Claim:
+        """Make one transition that leaves a claim, and have it in the journal.
+
+        Raises:
+            OutcomeUnknown: the store did not answer in time. It is asked on and on, and what
+                becomes of it is reconciled.
+        """
+        enrolled = self.enrolled
+        guards = [enrolled.claims.in_force(self.host, enrolled.session.instance)]
+        if not transition(state, event).during_hold:
+            guards.append(enrolled.claims.no_hold())
+        try:
+            async with asyncio.timeout(ANSWER):
+                answer = await enrolled.commit.change(tuple(guards), change)
+        except TimeoutError:
+            why = "the store did not answer in time"
+            hint = "the same again tells; see: mdevns doctor"
+            raise OutcomeUnknown(change.name, why, hint, name=change.name) from None
+        claim = answer.made()
+        assert claim is not None
+        if event is ClaimEvent.CLAIM and claim.state is ClaimState.CREATING:
+            enrolled.taken[change.name] = claim.revision
+        enrolled.informer.learn(change.name, answer.revision, claim)
+        await self.parts.notes.written()
+        return claim
+
+    async def until(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Wait for so long for what changes with the claims alone; whether it holds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.parts.notes.until(holds)
+        except TimeoutError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def client(self, by: str) -> AsyncIterator[Client]:
+        """What an operator on this host would ask with."""
+        parts = self.parts
+        client = Client(
+            parts.store, parts.keys, parts.clock, parts.rng, patience=ANSWER, asked_by=by
+        )
+        try:
+            yield client
+        finally:
+            await client.close()

@@ -1,0 +1,471 @@
+"""What mdevctl's callout is told: before an action whether it may go on, and what follows after."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from agent import simulated
+from agent.mdevctl import Call, Definition, Mdevctl
+from coordinator.errors import InUse, InvalidValue, NameTaken, NotFound, TryAgain, Unreachable
+from coordinator.model import Wish
+from coordinator.states import ClaimState
+from tests.agent.host import process
+from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
+from tests.support.faulty import Fate, FaultyStore
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from agent.daemon import Agent
+    from coordinator.model import Name
+    from coordinator.store import Txn
+    from tests.agent.host import Host
+
+ACTIVE, CREATING, DEFINED = ClaimState.ACTIVE, ClaimState.CREATING, ClaimState.DEFINED
+REMOVING = ClaimState.REMOVING
+
+
+class Tool:
+    """mdevctl as its callout shows it: a process that writes to the kernel itself."""
+
+    def __init__(self, host: Host, agent: Agent, process: asyncio.subprocess.Process) -> None:
+        self.host, self.process, self.agent = host, process, agent
+        self.answers = Mdevctl(agent.local, host.directory / "mdevctl.d")
+        self.definition: dict[str, Any] | None = None
+
+    async def call(
+        self, event: str, action: str, state: str = "none", which: Name = NAME, **more: str
+    ) -> None:
+        """One call of the callout."""
+        words = {"parent": self.host.parents[0], "type": TYPE, **more}
+        await self.answers.answer(
+            Call(
+                event=event,
+                action=action,
+                state=state,
+                name=which.upper(),
+                holder=self.process.pid,
+                definition=msgspec.convert(self.definition, Definition | None),
+                **words,
+            )
+        )
+
+    async def pre(self, action: str, which: Name = NAME, **more: str) -> None:
+        """Ask before an action."""
+        await self.call("pre", action, which=which, **more)
+
+    async def post(self, action: str, which: Name = NAME, *, done: bool = True) -> None:
+        """Tell after it."""
+        await self.call("post", action, "success" if done else "failure", which)
+
+    async def start(self, which: Name = NAME) -> None:
+        """`mdevctl start`, which succeeds."""
+        await self.pre("start", which)
+        self.write(which)
+        await self.post("start", which)
+
+    def write(self, which: Name = NAME) -> None:
+        """What mdevctl does between the two."""
+        simulated.create(self.host.directory, self.host.parents[0], TYPE, which)
+
+    async def define(self, **definition: object) -> None:
+        """`mdevctl define`, which succeeds."""
+        self.definition = {"mdev_type": TYPE, "start": "manual", **definition}
+        await self.pre("define")
+        await self.post("define")
+
+    async def end(self) -> None:
+        """It ends, or is killed."""
+        self.process.kill()
+        await self.process.wait()
+
+
+@asynccontextmanager
+async def tool(
+    host: Host, *, enrols: bool = True, own: asyncio.subprocess.Process | None = None
+) -> AsyncIterator[Tool]:
+    """mdevctl on a host whose agent runs; its `own` process outlives this."""
+    async with process() as made, host.agent(enrols=enrols) as agent:
+        if enrols:
+            await host.wait(lambda: agent.local.store_answers)
+        yield Tool(host, agent, own or made)
+
+
+class Away:
+    """A store that can be taken away, or goes with the first transaction that says a word."""
+
+    def __init__(self, host: Host, word: str | None = None) -> None:
+        self.is_away, self._word = False, word
+        host.store = FaultyStore(host.store, self._fate)
+
+    def _fate(self, txn: Txn) -> Fate:
+        if self._word is not None and self._word in repr(txn):
+            self.is_away = True
+        return Fate.UNREACHABLE if self.is_away else Fate.DELIVER
+
+
+# Start.
+
+
+async def test_a_started_device_is_claimed_before_it_is_made_and_active_after(host: Host) -> None:
+    """mdevctl makes it under a claim that names its process, and the claim follows."""
+    async with tool(host) as mdevctl:
+        await mdevctl.pre("start")
+        claim = host.claim()
+        assert claim is not None
+        assert claim.maker is not None
+        assert (claim.state, claim.maker.pid) == (CREATING, mdevctl.process.pid)
+        mdevctl.write()
+        await mdevctl.post("start")
+        claim = host.claim()
+        assert claim is not None
+        assert (claim.state, claim.maker, claim.adopted) == (ACTIVE, None, False)
+        assert claim.asked_by == "mdevctl"
+
+
+async def test_a_name_that_is_held_elsewhere_is_not_started(host: Host) -> None:
+    """The refusal says by whom it is held, and nothing is claimed."""
+    await host.desk.active(NAME, wish(OTHER))
+    async with tool(host) as mdevctl:
+        with pytest.raises(NameTaken, match=OTHER):
+            await mdevctl.pre("start")
+        assert host.claim() is None
+
+
+async def test_what_mdevctl_could_not_make_is_free_again(host: Host) -> None:
+    """After a failed start whose device is absent nothing is made in its place."""
+    async with tool(host) as mdevctl:
+        await mdevctl.pre("start")
+        await mdevctl.post("start", done=False)
+        assert host.claim() is None
+        assert host.devices() == set()
+
+
+async def test_mdevctl_that_is_killed_before_its_write_leaves_nothing(host: Host) -> None:
+    """The claim lives as long as its process."""
+    async with tool(host) as mdevctl:
+        await mdevctl.pre("start")
+        await mdevctl.end()
+        await host.wait(lambda: host.claim() is None)
+
+
+async def test_mdevctl_that_is_killed_after_its_write_leaves_an_active_claim(host: Host) -> None:
+    """The device is found, as nobody tells of it."""
+    async with tool(host) as mdevctl:
+        await mdevctl.pre("start")
+        mdevctl.write()
+        await mdevctl.end()
+        await host.wait(lambda: host.is_in(ACTIVE))
+
+
+async def test_a_failure_after_a_start_frees_nothing_that_is_there(host: Host) -> None:
+    """A device that was active before stays claimed whatever is told of the second start."""
+    async with tool(host) as mdevctl:
+        await mdevctl.start()
+        with pytest.raises(NameTaken):
+            await mdevctl.pre("start")
+        await mdevctl.post("start", done=False)
+        await mdevctl.start(name(2))
+        assert host.is_in(ACTIVE)
+        assert host.devices() == {NAME, name(2)}
+
+
+async def test_a_placeholder_is_not_started(host: Host) -> None:
+    """While one mdevctl makes it, another is told to try again."""
+    async with tool(host) as mdevctl:
+        await mdevctl.pre("start")
+        with pytest.raises(TryAgain):
+            await mdevctl.pre("start")
+
+
+async def test_a_definition_on_another_parent_is_not_started(host: Host) -> None:
+    """mdevctl lets a name be defined on two parents; its claim is of one."""
+    async with tool(host) as mdevctl:
+        await mdevctl.define()
+        with pytest.raises(NameTaken):
+            await mdevctl.pre("start", parent=host.parents[1])
+        with pytest.raises(InvalidValue):
+            await mdevctl.pre("start", type="another")
+
+
+async def test_a_vanished_process_claims_nothing(host: Host) -> None:
+    """A callout whose mdevctl has ended is refused."""
+    async with tool(host) as mdevctl:
+        await mdevctl.end()
+        with pytest.raises(NotFound, match="no such process"):
+            await mdevctl.pre("start")
+        assert host.claim() is None
+
+
+# Stop.
+
+
+async def test_a_stopped_device_is_free(host: Host) -> None:
+    """mdevctl removes it, the agent does not, and the name is free once it was seen absent."""
+    async with tool(host) as mdevctl:
+        await mdevctl.start()
+        await mdevctl.pre("stop")
+        await mdevctl.start(name(2))
+        assert host.is_in(REMOVING)
+        assert NAME in host.devices()
+        simulated.remove(host.directory, NAME)
+        await mdevctl.post("stop")
+        assert host.claim() is None
+
+
+async def test_a_stopped_persistent_device_stays_defined(host: Host) -> None:
+    """What mdevctl has defined it can start again."""
+    async with tool(host) as mdevctl:
+        await mdevctl.define()
+        await mdevctl.start()
+        await mdevctl.pre("stop")
+        simulated.remove(host.directory, NAME)
+        await mdevctl.post("stop")
+        assert host.is_in(DEFINED)
+        await mdevctl.start()
+        assert host.is_in(ACTIVE)
+
+
+async def test_a_stop_that_failed_leaves_the_device_as_it_was(host: Host) -> None:
+    """Nobody asked the agent to remove it instead."""
+    async with tool(host) as mdevctl:
+        await mdevctl.start()
+        await mdevctl.pre("stop")
+        await mdevctl.post("stop", done=False)
+        assert host.is_in(ACTIVE)
+        assert host.devices() == {NAME}
+
+
+async def test_a_device_that_is_open_is_not_stopped(host: Host) -> None:
+    """EBUSY at once: mdevctl's own write would sleep in the kernel."""
+    async with tool(host) as mdevctl:
+        await mdevctl.start()
+        simulated.hold(host.directory, NAME)
+        with pytest.raises(InUse):
+            await mdevctl.pre("stop")
+        assert host.is_in(ACTIVE)
+
+
+async def test_what_is_not_ours_may_be_stopped(host: Host) -> None:
+    """A device whose name another host holds is a conflict, and its stop is what ends it."""
+    async with tool(host) as mdevctl:
+        await host.desk.active(NAME, wish(OTHER))
+        mdevctl.write()
+        await mdevctl.pre("stop")
+        assert host.claim() is None
+
+
+# Definitions.
+
+
+async def test_a_definition_is_a_persistent_claim(host: Host) -> None:
+    """With its attributes, in their order, and whether it starts by itself."""
+    async with tool(host) as mdevctl:
+        await mdevctl.define(start="auto", attrs=[{"b": "2"}, {"a": "1"}])
+        claim = host.claim()
+        assert claim is not None
+        assert (claim.state, claim.persistent, claim.autostart) == (DEFINED, True, True)
+        assert claim.attrs == (("b", "2"), ("a", "1"))
+
+
+async def test_a_name_that_is_held_elsewhere_is_not_defined(host: Host) -> None:
+    """Before mdevctl writes its file."""
+    await host.desk.active(NAME, wish(OTHER))
+    async with tool(host) as mdevctl:
+        with pytest.raises(NameTaken):
+            await mdevctl.define()
+
+
+async def test_a_definition_that_failed_is_given_up_unless_mdevctl_has_it(host: Host) -> None:
+    """Its file tells; one that was there before keeps its claim."""
+    async with tool(host) as mdevctl:
+        await mdevctl.pre("define")
+        await mdevctl.post("define", done=False)
+        assert host.claim() is None
+        file = host.directory / "mdevctl.d" / host.parents[0] / NAME
+        file.parent.mkdir(parents=True)
+        file.touch()
+        await mdevctl.pre("define")
+        await mdevctl.post("define", done=False)
+        assert host.is_in(DEFINED)
+
+
+async def test_a_running_device_that_is_defined_becomes_persistent(host: Host) -> None:
+    """And transient again when it is undefined while it runs."""
+    async with tool(host) as mdevctl:
+        await mdevctl.start()
+        await mdevctl.define(start="auto")
+        claim = host.claim()
+        assert claim is not None
+        assert (claim.state, claim.persistent, claim.autostart) == (ACTIVE, True, True)
+        await mdevctl.pre("undefine")
+        await mdevctl.post("undefine")
+        claim = host.claim()
+        assert claim is not None
+        assert (claim.state, claim.persistent, claim.autostart) == (ACTIVE, False, False)
+
+
+async def test_an_undefined_name_without_a_device_is_free(host: Host) -> None:
+    """What mdevctl gives up is given up in the cluster."""
+    async with tool(host) as mdevctl:
+        await mdevctl.define()
+        await mdevctl.pre("undefine")
+        await mdevctl.post("undefine")
+        assert host.claim() is None
+
+
+async def test_a_modified_definition_is_followed(host: Host) -> None:
+    """Its attributes and its autostart; the type of a claim cannot change."""
+    async with tool(host) as mdevctl:
+        await mdevctl.define()
+        mdevctl.definition = {"mdev_type": TYPE, "start": "auto", "attrs": [{"a": "1"}]}
+        await mdevctl.pre("modify")
+        await mdevctl.post("modify")
+        claim = host.claim()
+        assert claim is not None
+        assert (claim.autostart, claim.attrs) == (True, (("a", "1"),))
+        with pytest.raises(InvalidValue):
+            await mdevctl.pre("modify", type="another")
+
+
+async def test_what_is_no_word_of_ours_is_noted(host: Host) -> None:
+    """Other events and actions go on: the agent looks at the device, and that is all."""
+    async with tool(host) as mdevctl:
+        for event, action in (("notify", "start"), ("get", "attributes"), ("live", "modify")):
+            await mdevctl.call(event, action)
+        assert host.claim() is None
+
+
+# While the store is away.
+
+
+async def after_a_reboot(host: Host, wished: Wish) -> Away:
+    """A host that made a device, was rebooted, and does not reach the store since."""
+    away = Away(host)
+    async with host.agent():
+        await host.ask(wished)
+        await host.wait(lambda: host.is_in(ACTIVE))
+    simulated.reboot(host.directory)
+    away.is_away = True
+    return away
+
+
+def persistent(host: Host) -> Wish:
+    """A device that is to start by itself."""
+    return Wish(host=HOST, parent=host.parents[0], type=TYPE, persistent=True, autostart=True)
+
+
+async def test_the_journal_lets_a_persistent_device_come_back_after_a_reboot(host: Host) -> None:
+    """Its claim can be freed by this host alone; when the store is back it is active as before."""
+    away = await after_a_reboot(host, persistent(host))
+    async with tool(host, enrols=False) as mdevctl:
+        await mdevctl.start()
+        away.is_away = False
+        await host.wait(
+            lambda: (claim := host.claim()) is not None and claim.boot_id == host.bus.boot_id()
+        )
+        assert host.is_in(ACTIVE)
+        assert host.devices() == {NAME}
+
+
+async def test_without_the_store_nothing_new_is_started_or_defined(host: Host) -> None:
+    """A name that is nobody's here can be anybody's elsewhere."""
+    await after_a_reboot(host, persistent(host))
+    async with tool(host, enrols=False) as mdevctl:
+        for action in ("start", "define"):
+            with pytest.raises(Unreachable):
+                await mdevctl.pre(action, name(2))
+
+
+async def test_without_the_store_a_transient_device_does_not_come_back(host: Host) -> None:
+    """Its claim ends with the boot."""
+    await after_a_reboot(host, host.wish())
+    async with tool(host, enrols=False) as mdevctl:
+        with pytest.raises(Unreachable):
+            await mdevctl.pre("start")
+
+
+async def test_without_the_store_a_definition_is_not_started(host: Host) -> None:
+    """An operator may have moved it to another host meanwhile."""
+    away = Away(host)
+    async with tool(host) as mdevctl:
+        await mdevctl.define()
+        away.is_away = True
+    async with tool(host, enrols=False) as mdevctl:
+        with pytest.raises(Unreachable):
+            await mdevctl.pre("start")
+
+
+async def test_without_the_store_what_was_being_given_up_is_not_started(host: Host) -> None:
+    """The agent before may have lost it in a transaction of which nobody heard."""
+    away = Away(host, '"state":"defined"')
+    async with host.agent():
+        await host.ask(persistent(host))
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.remove(host.directory, NAME)
+        await host.wait(lambda: away.is_away)
+    async with tool(host, enrols=False) as mdevctl:
+        with pytest.raises(Unreachable):
+            await mdevctl.pre("start")
+
+
+async def test_a_permit_holds_while_its_process_lives_and_the_store_comes_back(host: Host) -> None:
+    """The agent that enrols meanwhile gives nothing up and makes nothing itself."""
+    away = await after_a_reboot(host, persistent(host))
+    async with tool(host, enrols=False) as mdevctl:
+        await mdevctl.pre("start")
+        away.is_away = False
+        await host.ask(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        assert host.is_in(ACTIVE)
+        assert host.devices() == {name(2)}
+        mdevctl.write()
+        await mdevctl.post("start")
+        await host.wait(
+            lambda: (claim := host.claim()) is not None and claim.boot_id == host.bus.boot_id()
+        )
+
+
+async def test_a_permit_outlives_the_agent_that_gave_it(host: Host) -> None:
+    """It stands in the journal, so the next agent waits for the process too."""
+    away = await after_a_reboot(host, persistent(host))
+    async with process() as maker:
+        async with tool(host, enrols=False, own=maker) as mdevctl:
+            await mdevctl.pre("start")
+        away.is_away = False
+        async with host.agent():
+            await host.ask(name=name(2))
+            await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+            assert host.devices() == {name(2)}
+            maker.kill()
+            await host.wait(lambda: host.devices() == {NAME, name(2)})
+
+
+async def test_a_device_is_stopped_without_the_store_and_given_up_when_it_is_back(
+    host: Host,
+) -> None:
+    """Nothing is freed before the store hears that it was seen absent."""
+    away = Away(host)
+    async with tool(host) as mdevctl:
+        await mdevctl.start()
+        away.is_away = True
+    async with tool(host, enrols=False) as mdevctl:
+        await mdevctl.pre("stop")
+        simulated.remove(host.directory, NAME)
+        await mdevctl.post("stop")
+        assert host.is_in(ACTIVE)
+        away.is_away = False
+        await host.wait(lambda: host.claim() is None)
+
+
+def test_the_definitions_are_mdevctls(host: Host) -> None:
+    """Where nothing else is said they are looked for where mdevctl keeps them."""
+    local: Any = host
+    where: Path = Mdevctl(local)._definitions
+    assert str(where) == "/etc/mdevctl.d"

@@ -7,12 +7,14 @@ from .vocabulary import (
     NOTHING,
     Attribute,
     BeginCreate,
+    BeginOrder,
     BeginRemove,
     BeginUnload,
     BusRemove,
     Busy,
     ByKernel,
     Create,
+    Employ,
     Ends,
     Events,
     Fill,
@@ -20,6 +22,8 @@ from .vocabulary import (
     Hints,
     Hold,
     HoldGroup,
+    InFlight,
+    KillWorkers,
     Left,
     LetGo,
     Listen,
@@ -28,6 +32,7 @@ from .vocabulary import (
     OpenCreate,
     OpenGroup,
     OpenRemove,
+    Order,
     Parents,
     Race,
     Remove,
@@ -878,7 +883,7 @@ _EVENTS = (
     Row(
         "hints-parent",
         "A parent that comes or goes names nobody: look everywhere.",
-        (Watch(), Unload("mdpy"), Hints([]), Load("mdpy"), Hints([])),
+        (Watch(), Unload("mdpy"), Hints("nobody"), Load("mdpy"), Hints("nobody")),
     ),
 )
 
@@ -906,6 +911,86 @@ _ATTRIBUTES = (
     ),
 )
 
+_WORKERS = (
+    Row(
+        "worker",
+        "A worker does what it is ordered, and says so.",
+        (
+            Employ(),
+            Order("create", "mtty-1", A),
+            Scan(A, "present mtty-1 on mtty"),
+            InFlight([]),
+            Order("remove", "mtty-1", A),
+            Scan(A, "absent"),
+        ),
+    ),
+    Row(
+        "worker-refused",
+        "Or what the kernel said.",
+        (
+            Fill("mdpy-hd", 4),
+            Create("mtty-1", A),
+            Employ(),
+            Order("create", "mtty-1", A, "EEXIST"),
+            Order("create", "mdpy-hd", B, "EUSERS"),
+            Order("create", "mtty-9", B, "ENOENT"),
+            Order("remove", "mtty-2", A, "ESTALE"),
+            Order("remove", "mtty-1", B, "ENOENT"),
+        ),
+    ),
+    Row(
+        "worker-killed-create",
+        "Killed in a create it is in flight until the driver is done, and its device is made.",
+        (
+            Slow("mtty"),
+            Employ(),
+            BeginOrder("create", "mtty-1", A),
+            InFlight([A]),
+            KillWorkers(),
+            Order("create", "mdpy-hd", B),
+            InFlight([A]),
+            Finish(A),
+            Ends(A, "not known: worker died"),
+            InFlight([]),
+            Scan(A, "present mtty-1 on mtty"),
+        ),
+    ),
+    Row(
+        "worker-killed-remove",
+        "Killed in a remove it is in flight until the VM lets go, and its device is gone.",
+        (
+            Create("mtty-1", A),
+            Hold(A),
+            Employ(),
+            BeginOrder("remove", "mtty-1", A),
+            KillWorkers(),
+            Order("create", "mtty-1", B),
+            InFlight([A]),
+            LetGo(A),
+            Ends(A, "not known: worker died"),
+            InFlight([]),
+            Scan(A, "absent"),
+        ),
+    ),
+    Row(
+        "worker-beside",
+        "While one sleeps in a remove, others write to that parent.",
+        (
+            Create("mtty-1", A),
+            Hold(A),
+            Employ(),
+            BeginOrder("remove", "mtty-1", A),
+            Order("remove", "mtty-1", A, "not begun: in flight"),
+            Order("create", "mtty-1", B),
+            Order("remove", "mtty-1", B),
+            InFlight([A]),
+            LetGo(A),
+            Ends(A, "done"),
+            InFlight([]),
+        ),
+    ),
+)
+
 SECTIONS = (
     Section("Create", _CREATE),
     Section("Duplicates", _DUPLICATES),
@@ -916,5 +1001,6 @@ SECTIONS = (
     Section("Parents come and go", _PARENTS),
     Section("Events", _EVENTS),
     Section("Attributes", _ATTRIBUTES),
+    Section("Workers", _WORKERS),
 )
 ROWS = tuple(row for section in SECTIONS for row in section.rows)

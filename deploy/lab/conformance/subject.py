@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from coordinator.model import Name
 
+from .orders import Orders
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
@@ -121,11 +123,11 @@ class Subject(ABC):
             watcher.close()
 
     def hints(self) -> str | list[str]:
-        """The names in the hints that wait; no names when one names nobody; or "nothing"."""
+        """The names in the hints that wait; "nobody" when one has none; or "nothing"."""
         assert self._watcher is not None
         if not select.select([self._watcher], [], [], 0)[0]:
             return "nothing"
-        return sorted(self._watcher.drain())
+        return sorted(self._watcher.drain()) or "nobody"
 
     @abstractmethod
     def listening(self) -> AbstractContextManager[None]:
@@ -134,6 +136,29 @@ class Subject(ABC):
     @abstractmethod
     def events(self, of: str) -> list[str]:
         """The events of mdev (and of parents) or of vfio-dev since the last look."""
+
+    # -- workers
+
+    @contextmanager
+    def employing(self) -> Iterator[None]:
+        """Have workers."""
+        self._orders = Orders(self.bus, self.bus.run_dir)
+        try:
+            yield
+        finally:
+            self._orders.close()
+
+    def order(self, kind: str, type_: str, name: str) -> str:
+        """Have a worker create or remove."""
+        return self._orders.order(kind, self.real_name(parent_of(type_)), type_, name)
+
+    def in_flight(self) -> list[str]:
+        """The names with a write under way."""
+        return self._orders.in_flight()
+
+    def kill_workers(self) -> None:
+        """SIGKILL them."""
+        self._orders.kill()
 
     # -- what moves the kernel
 

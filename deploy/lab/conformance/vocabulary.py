@@ -708,7 +708,7 @@ class Watch(Step):
 
 @dataclass(frozen=True)
 class Hints(Step):
-    """The names in the bus's hints since the last look; none: something changed, who knows what."""
+    """The names in the bus's hints since the last look; nobody: who knows what changed."""
 
     expect: Expected
 
@@ -718,6 +718,95 @@ class Hints(Step):
 
     def __str__(self) -> str:
         return "hints"
+
+
+# -- through the workers
+
+
+@dataclass(frozen=True)
+class Employ(Step):
+    """Have workers from here on."""
+
+    expect: Expected = DONE
+
+    def do(self, stage: Stage) -> Answer:
+        """Be ready to order, until the row ends."""
+        stage.closing.enter_context(stage.subject.employing())
+        return DONE
+
+    def __str__(self) -> str:
+        return "employ workers"
+
+
+@dataclass(frozen=True)
+class Order(Step):
+    """A worker creates or removes a device."""
+
+    kind: str
+    type: str
+    name: str
+    expect: Expected = DONE
+
+    def do(self, stage: Stage) -> Answer:
+        """Order it, and wait for the answer."""
+        return stage.subject.order(self.kind, self.type, self.name)
+
+    def __str__(self) -> str:
+        return f"order: {self.kind} {self.type} {shown(self.name)}"
+
+
+@dataclass(frozen=True)
+class BeginOrder(Step):
+    """The same in the background, until the device is on the bus, or off it."""
+
+    kind: str
+    type: str
+    name: str
+    expect: Expected = UNDER_WAY
+
+    def do(self, stage: Stage) -> Answer:
+        """Order it."""
+        call = Call(lambda: stage.subject.order(self.kind, self.type, self.name))
+        stage.calls[self.name] = call
+        begun = until(lambda: self._is_begun(stage) or call.now() != UNDER_WAY)
+        return call.now() if begun else TOO_LATE
+
+    def _is_begun(self, stage: Stage) -> bool:
+        shows = "bus" in stage.subject.shows(self.type, self.name)
+        return shows == (self.kind == "create")
+
+    def __str__(self) -> str:
+        return f"begin: order {self.kind} {self.type} {shown(self.name)}"
+
+
+@dataclass(frozen=True)
+class KillWorkers(Step):
+    """SIGKILL all workers."""
+
+    expect: Expected = DONE
+
+    def do(self, stage: Stage) -> Answer:
+        """Kill them."""
+        return outcome(stage.subject.kill_workers)
+
+    def __str__(self) -> str:
+        return "kill the workers"
+
+
+@dataclass(frozen=True)
+class InFlight(Step):
+    """The names with a write under way, as the next agent would find them."""
+
+    expect: Expected
+
+    def do(self, stage: Stage) -> Answer:
+        """Look; waits for what is expected, as a process may be just ending."""
+        wanted = expected(self.expect, stage.subject.kernel)
+        until(lambda: stage.subject.in_flight() == wanted)
+        return stage.subject.in_flight()
+
+    def __str__(self) -> str:
+        return "in flight"
 
 
 # -- how it is written down

@@ -68,6 +68,10 @@ class Records:
         """A host's parents."""
         return self._below(f"hosts/{host}/parents/")
 
+    def findings(self, host: str) -> dict[str, Record]:
+        """A host's devices that are not ours, by name, and what stands against them."""
+        return self._below(f"hosts/{host}/findings/")
+
     def session(self, host: str) -> Record | None:
         """A host's sign of life."""
         return self._below(f"hosts/{host}/").get("session")

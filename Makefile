@@ -32,8 +32,8 @@ demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 lea
 test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows no skip)
 	@.venv/bin/pytest tests --ignore=tests/lab
 
-lab: $(MADE)  ## the same on the real kernel, in QEMU guests
-	@.venv/bin/pytest tests/lab
+lab: $(MADE)  ## the same on real kernels, in QEMU guests
+	@.venv/bin/pytest -v tests/lab
 
 check: $(MADE)  ## ruff and mypy --strict over everything
 	@.venv/bin/ruff check

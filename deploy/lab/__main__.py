@@ -11,11 +11,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .cache import default_directory
 from .errors import LabError
-from .guest import Guest
+from .flavours import DEBIAN_12, DEBIAN_13
+from .guest import ETCD, Guest
 from .images import build
+
+if TYPE_CHECKING:
+    from .flavours import Flavour
+
+_FLAVOURS = {"12": DEBIAN_12, "13": DEBIAN_13}
 
 
 def main() -> int:
@@ -26,7 +33,8 @@ def main() -> int:
     commands.add_parser("where", help="print the cache's directory")
     shell = commands.add_parser("shell", help="boot one guest and give a shell on its console")
     shell.add_argument("--name", default="gpu01", help="the guest's host name")
-    shell.add_argument("--etcd-port", type=int, help="a loopback port, seen at 10.0.2.101:2379")
+    shell.add_argument("--debian", choices=list(_FLAVOURS), default="12", help="its flavour")
+    shell.add_argument("--etcd-port", type=int, help=f"a loopback port, seen at {ETCD[0]}")
     arguments = parser.parse_args()
     try:
         if arguments.command == "where":
@@ -34,16 +42,16 @@ def main() -> int:
         elif arguments.command == "build":
             build()
         else:
-            return _shell(arguments.name, arguments.etcd_port)
+            return _shell(arguments.name, _FLAVOURS[arguments.debian], arguments.etcd_port)
     except LabError as error:
         sys.stderr.write(f"lab: {error}\n")
         return 1
     return 0
 
 
-def _shell(name: str, etcd_port: int | None) -> int:
-    images = build()
-    forwards = {"10.0.2.101:2379": etcd_port} if etcd_port else None
+def _shell(name: str, flavour: Flavour, etcd_port: int | None) -> int:
+    images = build()[flavour]
+    forwards = {ETCD[0]: etcd_port} if etcd_port else None
     with tempfile.TemporaryDirectory(prefix="mdevns-lab-") as directory:
         guest = Guest(name, images, Path(directory), forwards=forwards)
         done = subprocess.run(guest.interactive_command(), env=images.tools.env, check=False)  # noqa: S603  our own QEMU

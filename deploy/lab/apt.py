@@ -1,4 +1,4 @@
-"""Debian packages, fetched with the machine's own sources and without touching its apt or dpkg.
+"""Debian packages, fetched from the machine's own mirrors without touching its apt or dpkg.
 
 The lists, the caches and the configuration are the lab's own. What a package needs is worked out by
 apt against the machine's dpkg status (so that only what is missing is fetched), or against an empty
@@ -46,12 +46,32 @@ class Package:
     depends: tuple[str, ...]
 
 
-class Apt:
-    """apt-get and apt-cache with a configuration and state of the lab's own."""
+@dataclass(frozen=True)
+class Suite:
+    """A Debian suite that need not be the machine's: its mirror, and the keys that sign it."""
 
-    def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
+    name: str
+    mirror: str
+    keyring: Path
+
+    @property
+    def line(self) -> str:
+        """It as a line of a sources.list."""
+        return f"deb [signed-by={self.keyring}] {self.mirror} {self.name} main\n"
+
+
+class Apt:
+    """apt-get and apt-cache with a configuration and state of the lab's own.
+
+    Packages come from the machine's own sources, or from `suite` alone.
+    """
+
+    def __init__(
+        self, directory: Path, say: Callable[[str], None], suite: Suite | None = None
+    ) -> None:
         self._directory = directory
         self._say = say
+        self._suite = suite
         self._lists = directory / "lists"
         self._answers = directory / "answers"
         self._stamp = directory / "refreshed"
@@ -66,7 +86,8 @@ class Apt:
         """
         if not force and self._age() < _LISTS_LAST_S:
             return
-        self._say("fetching Debian's package lists")
+        whose = self._suite.name if self._suite else "this machine's Debian"
+        self._say(f"fetching the package lists of {whose}")
         try:
             self._apt("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update")
         except BuildError:
@@ -83,6 +104,15 @@ class Apt:
         fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", text, re.MULTILINE))
         depends = (word.split()[0] for word in fields.get("Depends", "").split(",") if word.strip())
         return Package(fields["Package"], fields["Version"], tuple(depends))
+
+    def mirror(self, suite: str) -> str:
+        """The URL from which a suite's main packages come. Raises BuildError if from nowhere."""
+        shown = "--format=$(ORIGIN) $(CODENAME) $(COMPONENT) $(REPO_URI)"
+        found = self._apt("apt-get", "indextargets", shown, "Created-By: Packages")
+        places = re.findall(rf"^Debian {suite} main (\S+)$", found, re.MULTILINE)
+        if not places:
+            raise BuildError(f"this machine's package sources do not have Debian's {suite}")
+        return str(places[0])
 
     def missing(self, names: Iterable[str], status: Path | None) -> list[str]:
         """`name=version` of all that installing these packages would install.
@@ -132,7 +162,14 @@ class Apt:
             'Acquire::Languages "none";',
             'Debug::NoLocking "true";',
         ]
-        self._configuration.write_text("\n".join([*reach, *ours, ""]))
+        self._configuration.write_text("\n".join([*reach, *ours, *self._suite_sources(), ""]))
+
+    def _suite_sources(self) -> list[str]:
+        if self._suite is None:
+            return []
+        place = self._directory / "sources.list"
+        place.write_text(self._suite.line)
+        return [f'Dir::Etc::sourcelist "{place}";', 'Dir::Etc::sourceparts "/dev/null";']
 
     def _apt(self, *argv: str, cwd: Path | None = None) -> str:
         env = {**os.environ, "APT_CONFIG": str(self._configuration), "LC_ALL": "C.UTF-8"}

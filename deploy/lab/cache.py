@@ -1,8 +1,9 @@
 """The lab's cache: what was built, under a key of what it was built from.
 
-A component is a directory `<name>-<key>`. It is built in a temporary directory beside its place and
-renamed into it, so that it is either complete or not there, whoever is killed when. One process
-builds at a time.
+A component is a directory `<name>-<key>`; its name may say after a hyphen which of several of the
+sort it is (`root-bookworm`, `root-trixie`). It is built in a temporary directory beside its place
+and renamed into it, so that it is either complete or not there, whoever is killed when. One
+process builds at a time, in several threads if it likes.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Cache:
         """The directory of a component, built now when there is none of these inputs.
 
         `inputs` is everything that the result depends on and that JSON can say; `sources` are the
-        files that say how it is built. Older ones are dropped once unused for `kept_unused_s`
-        seconds: another checkout may use them. To be called with the lock held.
+        files that say how it is built. Older ones of the sort are dropped once unused for
+        `kept_unused_s` seconds: another checkout may use them. To be called with the lock held.
         """
         place = self.directory / f"{name}-{_key(inputs, sources)}"
         if not place.is_dir():
@@ -89,7 +90,7 @@ class Cache:
         self._say(f"built {name} in {time.monotonic() - began:.0f} s")
 
     def _drop_unused(self, name: str, current: Path, kept_s: float) -> None:
-        for old in self.directory.glob(f"{name}-*"):
+        for old in self.directory.glob(f"{name.partition('-')[0]}-*"):
             if old != current and time.time() - old.stat().st_mtime > kept_s:
                 shutil.rmtree(old, ignore_errors=True)
 

@@ -7,6 +7,7 @@ and gets a new boot_id and no mediated devices at each boot(), as a machine does
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import shutil
 import signal
@@ -29,14 +30,19 @@ if TYPE_CHECKING:
 
     from .images import Images
 
-ETCD = "10.0.2.101:2379"
+# The members of the etcd outside, as a guest sees them.
+ETCD = ("10.0.2.101:2379", "10.0.2.102:2379", "10.0.2.103:2379")
+ENDPOINTS = ",".join(f"http://{address}" for address in ETCD)
 BOOT_S = 120.0
 COMMAND_S = 60.0
 _CODE = "/opt/mdevns/code"
 _PID1 = f"{_CODE}/deploy/lab/inside/pid1.py"
 _CONSOLE_LINES = 40
+_TROUBLE = re.compile(r"kernel BUG|BUG: |Oops: |Kernel panic")
 # What a request may take beyond its own deadline: the guest is slow when others boot.
 _MARGIN_S = 20.0
+# A guest says something every second. None was seen to be quiet for more than a few, however busy.
+SILENCE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class Guest:
 
     `forwards` maps an address that the guest sees ("10.0.2.101:2379") to a port on this machine's
     loopback. Nothing else can be reached from inside. It may be changed between two boots.
+
+    Whoever waits for a guest that has been silent for `silence_s` seconds gets GuestTimeout,
+    whatever deadline he has given.
     """
 
     def __init__(
@@ -65,16 +74,19 @@ class Guest:
         memory_mib: int = 512,
     ) -> None:
         self.name = name
+        self.flavour = images.flavour
         self.machine_id = hashlib.sha256(f"mdevns lab {name}".encode()).hexdigest()[:32]
         self.product_uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"mdevns lab {name}"))
         self.forwards = dict(forwards or {})
+        self.silence_s = SILENCE_S
         self._images = images
         self._directory = directory
         self._memory_mib = memory_mib
         self._qemu: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._paused = False
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(images.root.blank_state, self._disk)
+        self._blank_disk()
 
     # Power
 
@@ -134,11 +146,21 @@ class Guest:
 
     def pause(self) -> None:
         """Stop the whole machine where it is, its clocks included, until resume()."""
+        self._connected().paused()
+        self._paused = True
         self._process().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let a paused machine go on; it does not know that it was paused."""
         self._process().send_signal(signal.SIGCONT)
+        self._paused = False
+        self._connected().resumed()
+
+    def renew(self, timeout: float = BOOT_S) -> None:
+        """Switch off at once, and boot again from an empty disk: nothing of before is left."""
+        self.power_loss()
+        self._blank_disk()
+        self.boot(timeout)
 
     def discard(self) -> None:
         """Switch off at once and drop the disk. The console stays, for whoever looks for it."""
@@ -149,6 +171,15 @@ class Guest:
     def running(self) -> bool:
         """Whether its QEMU runs."""
         return self._qemu is not None and self._qemu.poll() is None
+
+    def answers(self) -> bool:
+        """Whether it runs and does what it is asked; not so when it is paused or hangs."""
+        if self._paused or not self.running:
+            return False
+        try:
+            return self.exists("/")
+        except GuestError:
+            return False
 
     def console(self) -> str:
         """All that was printed on the serial console since it last was switched on."""
@@ -192,6 +223,10 @@ class Guest:
     def kill(self, pid: int, sig: int = signal.SIGKILL) -> None:
         """Send a signal to one process of the guest. Raises ProcessLookupError."""
         self._ask("kill", COMMAND_S, pid=pid, sig=int(sig))
+
+    def sweep(self) -> None:
+        """Kill every process that is not the machine's own. Raises TimeoutError: one won't die."""
+        self._ask("sweep", COMMAND_S)
 
     # Files
 
@@ -238,16 +273,14 @@ class Guest:
 
     # mdevns
 
-    def start_agent(self, *options: str, endpoints: str = f"http://{ETCD}") -> Background:
+    def start_agent(self, *options: str, endpoints: str = ENDPOINTS) -> Background:
         """Start this host's agent on the real sysfs, and leave it running."""
         return self.spawn(
             *("python3", "-m", "cli", "agent", "--host", self.name, "--bus", "sysfs"),
             *("--endpoints", endpoints, *options),
         )
 
-    def mdevns(
-        self, *argv: str, endpoints: str = f"http://{ETCD}", timeout: float = COMMAND_S
-    ) -> Result:
+    def mdevns(self, *argv: str, endpoints: str = ENDPOINTS, timeout: float = COMMAND_S) -> Result:
         """Run one command of the CLI in the guest."""
         return self.run("python3", "-m", "cli", "--endpoints", endpoints, *argv, timeout=timeout)
 
@@ -269,6 +302,9 @@ class Guest:
         self.run("ip", "link", "set", "eth0", "up", check=True)
 
     # What is behind it
+
+    def _blank_disk(self) -> None:
+        shutil.copyfile(self._images.root.blank_state, self._disk)
 
     @property
     def _disk(self) -> Path:
@@ -337,7 +373,7 @@ class Guest:
 
     def _ask(self, op: str, timeout: float, **arguments: Any) -> Any:
         with self._telling_more():
-            return self._connected().ask(op, timeout + _MARGIN_S, **arguments)
+            return self._connected().ask(op, timeout + _MARGIN_S, self.silence_s, **arguments)
 
     def _connected(self) -> Channel:
         if self._channel is None:
@@ -353,6 +389,7 @@ class Guest:
         if self._channel is not None:
             self._channel.close()
         self._qemu = self._channel = None
+        self._paused = False
 
     @contextmanager
     def _telling_more(self) -> Iterator[None]:
@@ -360,8 +397,7 @@ class Guest:
         try:
             yield
         except GuestError as error:
-            last = "\n".join(self.console().splitlines()[-_CONSOLE_LINES:])
-            message = f"{self.name}: {error}\n--- console of {self.name}\n{last}"
+            message = f"{self.name}: {error}\n--- console of {self.name}\n{_gist(self.console())}"
             raise type(error)(message) from error
 
 
@@ -396,6 +432,14 @@ class Background:
         answer = self._guest._ask("wait", timeout, pid=self.pid, deadline=timeout)  # noqa: SLF001
         rc: int | None = answer["rc"]
         return rc
+
+
+def _gist(console: str) -> str:
+    """A console's last lines, and before them all since the kernel's first word of trouble."""
+    lines = console.splitlines()
+    told = (at for at, line in enumerate(lines) if _TROUBLE.search(line))
+    last = max(0, len(lines) - _CONSOLE_LINES)
+    return "\n".join(lines[min(next(told, last), last) :])
 
 
 def boot_all(guests: Sequence[Guest], timeout: float = BOOT_S) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .kernel import ROOT_MODULES
-
 if TYPE_CHECKING:
     from .cache import Cache
     from .kernel import Kernel
@@ -30,12 +28,13 @@ def provide(cache: Cache, tools: Tools, kernel: Kernel) -> Path:
         archive.device("dev/console", 5, 1)
         archive.file("bin/busybox", busybox.read_bytes(), 0o755)
         archive.file("init", _SCRIPT.read_bytes(), 0o755)
-        archive.file("modules", "\n".join([*ROOT_MODULES, ""]).encode(), 0o644)
+        archive.file("modules", "\n".join([*kernel.root_modules, ""]).encode(), 0o644)
         archive.tree(kernel.directory / "lib", "lib")
         (into / "initrd.cpio").write_bytes(archive.finished())
 
     sources = [Path(__file__), _SCRIPT]
-    return cache.component("initrd", inputs, sources, build) / "initrd.cpio"
+    place = cache.component(f"initrd-{kernel.series}", inputs, sources, build)
+    return place / "initrd.cpio"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The kernel of the guests: Debian's own, with the mdev sample drivers built beside it.
+"""The kernels of the guests: Debian's own, with the mdev sample drivers built beside it.
 
 Debian ships the mdev core (`mdev.ko`) and not the samples, so these are built out of tree from the
 same version's source, against its headers where they were unpacked.
@@ -10,6 +10,7 @@ import lzma
 import os
 import re
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from .tools import Tools
 
 SAMPLES = ("mtty", "mdpy", "mbochs")
-# What finds the root file system, in the order in which it is loaded. ext4's checksums ask for
+# What finds the root file system, in the order in which it is loaded; a kernel may have some of it
+# built in. ext4's checksums ask for
 # crc32c by an alias that only a running modprobe could resolve, so it is named here.
 ROOT_MODULES = (
     "virtio_pci",
@@ -40,9 +42,7 @@ ROOT_MODULES = (
     "ext4",
 )
 VFIO_MODULES = ("vfio_iommu_type1", *SAMPLES)
-_META = "linux-image-amd64"
 _XZ = b"\xfd7zXZ\x00"
-_ZSTD = b"\x28\xb5\x2f\xfd"
 _ELF = b"\x7fELF"
 
 
@@ -62,10 +62,21 @@ class Kernel:
         """The kernel's release, as uname -r prints it."""
         return (self.directory / "release").read_text()
 
+    @property
+    def root_modules(self) -> list[str]:
+        """ROOT_MODULES without those that are built into this kernel."""
+        built_in = _built_in(self.directory / "lib" / "modules" / self.release)
+        return [name for name in ROOT_MODULES if name not in built_in]
 
-def provide(cache: Cache, apt: Apt, tools: Tools) -> Kernel:
-    """Fetch and build the kernel that Debian would install now."""
-    release, packages = _resolve(apt)
+    @property
+    def series(self) -> str:
+        """The kernel's series, as "6.12"."""
+        return _series(self.release)
+
+
+def provide(cache: Cache, apt: Apt, tools: Tools, meta: str) -> Kernel:
+    """Fetch and build the kernel that Debian would install now with the package `meta`."""
+    release, packages = _resolve(apt, meta)
     inputs = {"packages": [f"{package.name}={package.version}" for package in packages]}
 
     def build(into: Path) -> None:
@@ -79,46 +90,61 @@ def provide(cache: Cache, apt: Apt, tools: Tools) -> Kernel:
         shutil.rmtree(work)
 
     sources = [Path(__file__), Path(mtty.__file__)]
-    return Kernel(cache.component("kernel", inputs, sources, build))
+    return Kernel(cache.component(f"kernel-{_series(release)}", inputs, sources, build))
 
 
-def _resolve(apt: Apt) -> tuple[str, list[Package]]:
-    image = apt.show(_the(apt.show(_META).depends, r"linux-image-(?P<release>.+)"))
+def _resolve(apt: Apt, meta: str) -> tuple[str, list[Package]]:
+    image = apt.show(_the(apt.show(meta), r"linux-image-.+"))
     release = image.name.removeprefix("linux-image-")
     headers = apt.show(f"linux-headers-{release}")
-    common = apt.show(_the(headers.depends, r"linux-headers-.+-common"))
-    kbuild = apt.show(_the(headers.depends, r"linux-kbuild-.+"))
-    series = kbuild.name.removeprefix("linux-kbuild-")
-    source = Package(f"linux-source-{series}", image.version, ())
+    common = apt.show(_the(headers, r"linux-headers-.+-common"))
+    kbuild = apt.show(_the(headers, r"linux-kbuild-.+"))
+    source = Package(f"linux-source-{_series(release)}", image.version, ())
     return release, [image, headers, common, kbuild, source]
 
 
-def _the(names: Iterable[str], pattern: str) -> str:
-    matching = [name for name in names if re.fullmatch(pattern, name)]
+def _series(release: str) -> str:
+    """6.1 of 6.1.0-50-amd64, 6.12 of 6.12.117+deb12-amd64."""
+    return ".".join(release.split(".")[:2])
+
+
+def _the(package: Package, pattern: str) -> str:
+    matching = [name for name in package.depends if re.fullmatch(pattern, name)]
     if len(matching) != 1:
-        raise BuildError(f"{_META}: expected one dependency like {pattern}, found {matching}")
+        raise BuildError(
+            f"{package.name}: expected one dependency like {pattern}, found {matching}"
+        )
     return matching[0]
 
 
 def _write_vmlinux(vmlinuz: Path, vmlinux: Path, tools: Tools) -> None:
-    """Take the payload out of the boot image: the first stream that unpacks to an ELF file."""
-    image = vmlinuz.read_bytes()
-    at = image.find(_XZ)
-    if at >= 0:
-        unpacked = lzma.LZMADecompressor().decompress(image[at:])
+    """Take the kernel out of its boot image."""
+    packed = _payload(vmlinuz.read_bytes())
+    if packed.startswith(_XZ):
+        unpacked = lzma.LZMADecompressor().decompress(packed)
     else:
-        unpacked = _unzstd(image[image.find(_ZSTD) :], vmlinux.with_suffix(".zst"), tools)
+        unpacked = _unzstd(packed, vmlinux.with_suffix(".zst"), tools)
     if not unpacked.startswith(_ELF):
         raise BuildError(f"{vmlinuz.name}: no kernel found inside")
     vmlinux.write_bytes(unpacked)
 
 
+def _payload(image: bytes) -> bytes:
+    """The packed kernel: after the sectors of setup code, where the header says.
+
+    Its last four bytes are the size unpacked, and no part of the stream. The header's fields are
+    setup_sects, payload_offset and payload_length of Documentation/arch/x86/boot.rst.
+    """
+    (sectors,) = struct.unpack_from("<B", image, 0x1F1)
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    begin = (sectors + 1) * 512 + offset
+    return image[begin : begin + length - 4]
+
+
 def _unzstd(stream: bytes, scratch: Path, tools: Tools) -> bytes:
     scratch.write_bytes(stream)
     unpacked = scratch.with_suffix(".out")
-    # The kernel's setup code follows the stream; zstd unpacks all and then complains of that.
-    line = 'zstd -q -d -f -o "$2" "$1" || test -s "$2"'
-    run(["bash", "-c", line, "unzstd", scratch, unpacked], env=tools.env)
+    run([tools.program("zstd"), "-q", "-d", "-f", "-o", unpacked, scratch], env=tools.env)
     try:
         return unpacked.read_bytes()
     finally:
@@ -171,10 +197,16 @@ def _closure(index: Path, names: Iterable[str]) -> set[str]:
     for line in index.read_text().splitlines():
         path, _, others = line.partition(":")
         needs[_module_name(path)] = [path, *others.split()]
-    absent = [name for name in names if name not in needs]
+    built_in = _built_in(index.parent)
+    absent = [name for name in names if name not in needs and name not in built_in]
     if absent:
         raise BuildError(f"this kernel has no module {', '.join(absent)}")
-    return {path for name in names for path in needs[name]}
+    return {path for name in names for path in needs.get(name, ())}
+
+
+def _built_in(modules: Path) -> set[str]:
+    paths = (modules / "modules.builtin").read_text().split()
+    return {_module_name(path) for path in paths}
 
 
 def _module_name(path: str) -> str:

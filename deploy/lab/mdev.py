@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .guest import COMMAND_S, wait_for
@@ -57,12 +58,17 @@ class Mdev:
         """Let mtty's creates take so long; a smaller value ends those that are under way."""
         self._guest.poke(CREATE_DELAY, str(milliseconds))
 
+    def let_go(self) -> None:
+        """End the delay of creates, where there is a driver to end it for."""
+        with suppress(FileNotFoundError):
+            self.delay_creates(0)
+
     def reload(self) -> None:
         """Unload and load the sample drivers: no device is left, not even one lost for good.
 
         A device that is held open keeps its driver from going, so end its holders before.
         """
-        self.delay_creates(0)
+        self.let_go()
         wait_for(self._unloaded, what="the sample drivers to be unloaded", guests=[self._guest])
         for driver in SAMPLES:
             self._guest.run("modprobe", driver, check=True)

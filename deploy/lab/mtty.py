@@ -1,10 +1,13 @@
-"""A slow mtty: its create is held open for as long as a test wants.
+"""A slow mtty: its create is held open for as long as a test wants. And one that crashes.
 
 The sample driver makes a device in no time, so nothing could be killed in between. The copy that
 the lab builds has a module parameter, /sys/module/mtty/parameters/create_delay_ms. The driver takes
 the device's ports first, as vendors' drivers do, and is slow then. The sleep can't be interrupted:
 whoever writes to `create` is in state D, and no signal frees it. A smaller value ends sleeps that
 are under way, so a test holds a create with a large value and lets it go with 0.
+
+Writing anything to the parameter `oops` is a bug of the driver: an oops of the kernel, in the
+process that writes.
 """
 
 from __future__ import annotations
@@ -19,6 +22,17 @@ _DELAY = """\
 static unsigned int create_delay_ms;
 module_param(create_delay_ms, uint, 0644);
 MODULE_PARM_DESC(create_delay_ms, "how long a create takes; a smaller value ends running ones");
+
+static int mtty_oops(const char *value, const struct kernel_param *parameter)
+{
+\tBUG();
+}
+
+static const struct kernel_param_ops mtty_oops_ops = {
+\t.set = mtty_oops,
+};
+module_param_cb(oops, &mtty_oops_ops, NULL, 0200);
+MODULE_PARM_DESC(oops, "whoever writes to it finds a bug of the driver");
 
 static void mtty_create_delay(void)
 {

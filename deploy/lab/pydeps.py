@@ -39,4 +39,5 @@ def provide(cache: Cache, tools: Tools, root: Root, repository: Path) -> Path:
         squash(tools, tree, into / "deps.sqfs")
         shutil.rmtree(tree)
 
-    return cache.component("deps", inputs, [Path(__file__)], build) / "deps.sqfs"
+    name, sources = f"deps-{root.python_version}", [Path(__file__)]
+    return cache.component(name, inputs, sources, build) / "deps.sqfs"

@@ -18,12 +18,14 @@ from .shell import run
 if TYPE_CHECKING:
     from .apt import Apt
     from .cache import Cache
+    from .flavours import Flavour
     from .tools import Tools
 
 PACKAGES = (
     "base-files",
     "base-passwd",
     "bash",
+    "bsdutils",  # logger, to which mdevctl's udev rule pipes
     "coreutils",
     "dash",
     "findutils",
@@ -74,9 +76,9 @@ class Root:
         return _python(self.tree).name.removeprefix("python")
 
 
-def provide(cache: Cache, apt: Apt, tools: Tools) -> Root:
-    """Build the root from nothing but packages."""
-    packages = apt.missing(PACKAGES, None)
+def provide(cache: Cache, apt: Apt, tools: Tools, flavour: Flavour) -> Root:
+    """Build the root from nothing but packages, those of the flavour's suite."""
+    packages = apt.missing([*PACKAGES, *flavour.packages], None)
 
     def build(into: Path) -> None:
         root = Root(into)
@@ -90,7 +92,7 @@ def provide(cache: Cache, apt: Apt, tools: Tools) -> Root:
         run([tools.program("mke2fs"), "-q", "-t", "ext4", root.blank_state], env=tools.env)
 
     inputs = {"packages": packages}
-    return Root(cache.component("root", inputs, [Path(__file__)], build))
+    return Root(cache.component(f"root-{flavour.suite}", inputs, [Path(__file__)], build))
 
 
 def squash(tools: Tools, tree: Path, image: Path) -> None:
@@ -104,12 +106,17 @@ def compile_python(root: Path, trees: list[Path]) -> None:
     libraries = root / "usr" / "lib" / "x86_64-linux-gnu"
     loader = root / "lib64" / "ld-linux-x86-64.so.2"
     python = [str(loader), "--library-path", str(libraries), str(_python(root))]
-    compiling = ["-S", "-m", "compileall", "-q", "-j0", *map(str, trees)]
+    # One process: its helpers would be started without that loader, on the machine's libraries.
+    compiling = ["-S", "-m", "compileall", "-q", *map(str, trees)]
     env = {"PYTHONHOME": str(root / "usr"), "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     # Some files of some packages do not compile: templates, or for another Python.
     run(["bash", "-c", '"$@" >/dev/null || true', "compile", *python, *compiling], env=env)
-    if not any(trees[0].rglob("*.pyc")):
+    if any(_mostly_uncompiled(tree) for tree in trees):
         raise BuildError(f"{_python(root).name}: the root's Python does not run on this machine")
+
+
+def _mostly_uncompiled(tree: Path) -> bool:
+    return 2 * len(list(tree.rglob("*.pyc"))) < len(list(tree.rglob("*.py")))
 
 
 def _finish(tree: Path) -> None:

@@ -50,7 +50,8 @@ def provide(cache: Cache, tools: Tools, root: Root, repository: Path) -> Path:
 
     inputs = {"files": digests, "version": version, "root": root.directory.name}
     sources = [Path(__file__)]
-    place = cache.component("code", inputs, sources, build, kept_unused_s=_KEPT_UNUSED_S)
+    kind = f"code-{root.python_version}"
+    place = cache.component(kind, inputs, sources, build, kept_unused_s=_KEPT_UNUSED_S)
     return place / "code.sqfs"
 
 

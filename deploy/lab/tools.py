@@ -7,6 +7,7 @@ found through PATH and the loader's path.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .apt import MACHINE_STATUS, unpack
 from .errors import BuildError
+from .flavours import MACHINE_SUITE
 
 if TYPE_CHECKING:
     from .apt import Apt
@@ -71,12 +73,12 @@ class Tools:
 
 
 def provide(cache: Cache, apt: Apt) -> Tools:
-    """Unpack what this machine lacks. Raises BuildError when it is not a Debian of amd64."""
+    """Unpack what this machine lacks. Raises BuildError when it is not an amd64 Debian 12."""
     lacking = [name for name in _MACHINE_NEEDS if shutil.which(name) is None]
-    if lacking or os.uname().machine != "x86_64":
+    if lacking or os.uname().machine != "x86_64" or _suite() != MACHINE_SUITE:
         raise BuildError(
-            "the lab is built from Debian's packages on an x86-64 Debian; "
-            f"this {os.uname().machine} machine lacks: {', '.join(lacking) or 'nothing else'}"
+            f"the lab is built from Debian's packages on an x86-64 Debian {MACHINE_SUITE}; this is "
+            f"{_suite()} on {os.uname().machine} and lacks: {', '.join(lacking) or 'nothing else'}"
         )
     missing = apt.missing(PACKAGES, MACHINE_STATUS)
 
@@ -87,6 +89,14 @@ def provide(cache: Cache, apt: Apt) -> Tools:
         _keep_links_inside(into)
 
     return Tools(cache.component("tools", {"packages": missing}, [Path(__file__)], build))
+
+
+def _suite() -> str:
+    """This machine's Debian suite (os-release(5)); "unknown" where it does not say."""
+    try:
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", "unknown")
+    except OSError:
+        return "unknown"
 
 
 def _keep_links_inside(tree: Path) -> None:

@@ -1,4 +1,7 @@
-"""The lab's fixtures: images and etcd once a session, two guests for each file of tests."""
+"""The lab's fixtures: etcd outside and three guests, booted once a session for all of its tests.
+
+A guest is given to each file of tests as if it was new, and to each test running.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,65 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from coordinator.embedded import EmbeddedCluster
+from coordinator.errors import NotFound
+from deploy.lab.flavours import DEBIAN_12, DEBIAN_13
 from deploy.lab.guest import Guest, boot_all
 from deploy.lab.images import build
 from deploy.lab.machines import Lab
+from deploy.lab.tidy import mend, tidy
 from tests.lab.hosts import Host
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from coordinator.embedded import EmbeddedEtcd
+Guests = tuple[Guest, Guest, Guest]
 
 
 @pytest.fixture(scope="session")
-def lab(etcd: EmbeddedEtcd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The built images, and an etcd outside that every guest sees at 10.0.2.101:2379."""
-    with Lab(build(), tmp_path_factory.mktemp("lab"), etcd.port) as opened:
+def members() -> Iterator[EmbeddedCluster]:
+    """The three members of the etcd outside: take a cluster name of your own in it."""
+    try:
+        with EmbeddedCluster() as cluster:
+            yield cluster
+    except NotFound as error:
+        pytest.skip(error.line)
+
+
+@pytest.fixture(scope="session")
+def lab(members: EmbeddedCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The built images; every guest sees the members at the three addresses of guest.ETCD."""
+    ports = [int(url.rpartition(":")[2]) for url in members.endpoints]
+    with Lab(build(), tmp_path_factory.mktemp("lab"), ports) as opened:
         yield opened
 
 
+@pytest.fixture(scope="session")
+def machines(lab: Lab) -> Guests:
+    """The session's guests; ask for `guests`."""
+    flavours = {"gpu01": DEBIAN_12, "gpu02": DEBIAN_13, "gpu03": DEBIAN_12}
+    one, two, three = (lab.guest(name, flavour) for name, flavour in flavours.items())
+    boot_all((one, two, three))
+    return one, two, three
+
+
 @pytest.fixture(scope="module")
-def guests(lab: Lab) -> Iterator[tuple[Guest, Guest]]:
-    """Two running guests, gpu01 and gpu02."""
-    pair = lab.guest("gpu01"), lab.guest("gpu02")
-    boot_all(pair)
-    yield pair
-    for guest in pair:
-        guest.discard()
+def guests(machines: Guests) -> Guests:
+    """Three running guests: gpu01 and gpu03 are Debian 12, gpu02 is Debian 13.
+
+    They are the same ones in every file, but nothing of another file is left on them. Whatever a
+    test does to one, the next test finds it running: it was booted again if need be.
+    """
+    for machine in machines:
+        tidy(machine)
+    return machines
+
+
+@pytest.fixture(autouse=True)
+def _mended(request: pytest.FixtureRequest) -> None:
+    if "guests" in request.fixturenames:
+        for guest in request.getfixturevalue("guests"):
+            mend(guest)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,6 +82,7 @@ def pytest_runtest_makereport(
                 report.sections.append((f"console of {one.name}", one.console()))
             if isinstance(one, Host):
                 report.sections.append((f"agents of {one.name}", one.log()))
+                report.sections.append((f"console of {one.name}", one.guest.console()))
     return report
 
 

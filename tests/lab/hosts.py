@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,14 @@ from deploy.lab.guest import wait_for
 from deploy.lab.mdev import Mdev
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Sequence
 
     from deploy.lab.guest import Background, Guest
 
 __all__ = ["Host", "Record", "Records"]
 
 DEADLINE = 60.0  # seconds; for a busy machine
+MEMBER_DEADLINE = 15.0  # seconds, until another member is asked
 # Long enough for an agent that was killed to be back before whoever waits is told that it is gone.
 SESSION_TTL = "60"
 _RUN_DIR = "/run/mdevns"
@@ -40,11 +41,14 @@ class Record:
 
 
 class Records:
-    """A cluster's keys in etcd, read with etcd3's bare stubs. Keys are spelt as design.md does."""
+    """A cluster's keys in etcd, read with etcd3's bare stubs. Keys are spelt as design.md does.
 
-    def __init__(self, endpoint: str, cluster: str) -> None:
+    Any of `endpoints` will do: the first one that answers is asked, and it has to have a majority.
+    """
+
+    def __init__(self, endpoints: Sequence[str], cluster: str) -> None:
         self.cluster = cluster
-        self._target = endpoint.removeprefix("http://")
+        self._targets = [endpoint.removeprefix("http://") for endpoint in endpoints]
         self._root = f"/mdevns/{cluster}/"
 
     def names(self) -> dict[str, Record]:
@@ -70,27 +74,33 @@ class Records:
 
     def erase(self) -> None:
         """Drop the whole cluster."""
-        with self._stub() as store:
-            key = self._root.encode()
-            request = etcdrpc.DeleteRangeRequest(key=key, range_end=_end(key))
-            store.DeleteRange(request, timeout=DEADLINE)
+        key = self._root.encode()
+        request = etcdrpc.DeleteRangeRequest(key=key, range_end=_end(key))
+        self._call(lambda store: store.DeleteRange(request, timeout=MEMBER_DEADLINE))
 
     def _below(self, part: str) -> dict[str, Record]:
         prefix = f"{self._root}{part}".encode()
-        with self._stub() as store:
-            request = etcdrpc.RangeRequest(key=prefix, range_end=_end(prefix))
-            answer = store.Range(request, timeout=DEADLINE)
+        request = etcdrpc.RangeRequest(key=prefix, range_end=_end(prefix))
+        answer = self._call(lambda store: store.Range(request, timeout=MEMBER_DEADLINE))
         return {
             kv.key.removeprefix(prefix).decode(): Record(_json(kv.value), kv.mod_revision, kv.lease)
             for kv in answer.kvs
         }
 
-    @contextmanager
-    def _stub(self) -> Iterator[Any]:
-        # A proxy in the environment is not asked for a server on this machine.
-        options = [("grpc.enable_http_proxy", 0)]
-        with grpc.insecure_channel(self._target, options=options) as channel:
-            yield etcdrpc.KVStub(channel)
+    def _call(self, call: Callable[[Any], Any]) -> Any:
+        """What the first member answers that does; the last one's error when none does."""
+        *others, last = self._targets
+        for target in others:
+            with suppress(grpc.RpcError):
+                return _of(target, call)
+        return _of(last, call)
+
+
+def _of(target: str, call: Callable[[Any], Any]) -> Any:
+    # A proxy in the environment is not asked for a server on this machine.
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(target, options=options) as channel:
+        return call(etcdrpc.KVStub(channel))
 
 
 def _end(prefix: bytes) -> bytes:
@@ -116,6 +126,7 @@ class Host:
         self.guest, self.name, self.mdev = guest, guest.name, Mdev(guest)
         self._records, self._options = records, options
         self._agents: list[Background] = []
+        self._booted = ""
         self._before: Record | None = None
         self._monitor: Background | None = None
 
@@ -123,6 +134,13 @@ class Host:
     def agent(self) -> Background:
         """The agent that was started last."""
         return self._agents[-1]
+
+    def alive(self) -> bool:
+        """Whether the agent that was started last still runs; not so after a reboot."""
+        try:
+            return self._here() != [] and self.agent.alive()
+        except GuestError:
+            return False
 
     def begin(self) -> None:
         """Start its agent; returns when it is enrolled and its parents are known."""
@@ -133,6 +151,8 @@ class Host:
         """Start its agent and return at once."""
         self._before = self._records.session(self.name)
         options = ("--cluster", self._records.cluster, "--session-ttl", SESSION_TTL)
+        self._agents = self._here()
+        self._booted = self.guest.boot_id
         self._agents.append(self.guest.start_agent(*options, *self._options))
 
     def wait_enrolled(self) -> None:
@@ -143,6 +163,10 @@ class Host:
             timeout=DEADLINE,
         )
         assert self.agent.alive(), self.log()
+
+    def _here(self) -> list[Background]:
+        """Its agents since the guest was booted: pids and logs of before mean nothing now."""
+        return self._agents if self._booted == self.guest.boot_id else []
 
     def _enrolled(self) -> bool:
         if self._records.session(self.name) in (None, self._before):
@@ -195,12 +219,12 @@ class Host:
         }
 
     def complaints(self) -> list[str]:
-        """What its agents printed that is no line of their log, or an error in it."""
-        lines = [line for agent in self._agents for line in agent.output().splitlines()]
+        """What its agents since the last boot printed that is no log line, or is an error's."""
+        lines = [line for agent in self._here() for line in agent.output().splitlines()]
         return [line for line in lines if _level(line) not in ("info", "warning")]
 
     def log(self) -> str:
         """All that its agents said."""
         with suppress(GuestError, OSError):
-            return "---\n".join(agent.output() for agent in self._agents)
+            return "---\n".join(agent.output() for agent in self._here())
         return "(the guest does not answer)"

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deploy.lab.errors import GuestDied, GuestError, GuestTimeout
-from deploy.lab.guest import wait_for
+from deploy.lab.guest import BOOT_S, SILENCE_S, wait_for
 from deploy.lab.mdev import Mdev
+from deploy.lab.tidy import mend, tidy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from deploy.lab.guest import Guest
-    from deploy.lab.machines import Lab
+    from tests.lab.conftest import Guests
 
 pytestmark = pytest.mark.lab
 
-NAME = "b3f1f5f4-3c54-4c1c-9f2a-6d1c5c1e7a01"
 
-
-@pytest.fixture(scope="module")
-def machine(lab: Lab) -> Iterator[Guest]:
-    """One guest, switched off."""
-    guest = lab.guest("gpu03")
-    yield guest
-    guest.discard()
+@pytest.fixture
+def name() -> str:
+    """A name nobody has used."""
+    return str(uuid.uuid4())
 
 
 @pytest.fixture
-def guest(machine: Guest) -> Guest:
-    """That guest, running."""
-    if not machine.running:
-        machine.boot()
-    return machine
+def guest(guests: Guests) -> Guest:
+    """A running guest, of Debian 12."""
+    return guests[2]
+
+
+@pytest.fixture
+def newer(guests: Guests) -> Guest:
+    """A running guest, of Debian 13."""
+    return guests[1]
+
+
+@pytest.mark.parametrize(
+    ("place", "versions"),
+    [(0, ("6.1.", "Python 3.11.", "1.2.0")), (1, ("6.12.", "Python 3.13.", "1.4.0"))],
+    ids=["Debian 12", "Debian 13"],
+)
+def test_flavours(guests: Guests, place: int, versions: tuple[str, str, str]) -> None:
+    """Guests of both Debians run their own kernel, Python and mdevctl."""
+    kernel, python, mdevctl = versions
+    guest = guests[place]
+    assert guest.run("uname", "-r").stdout.startswith(kernel)
+    assert guest.run("python3", "--version").stdout.startswith(python)
+    assert mdevctl in guest.run("mdevctl", "--version").stdout
+    assert json.loads(guest.run("mdevctl", "types", "--dumpjson").stdout)
 
 
 def test_run(guest: Guest) -> None:
@@ -98,10 +114,10 @@ def test_files_and_errnos(guest: Guest) -> None:
         assert caught.value.errno == errno.ENOENT
 
 
-def test_power_off_and_on(guest: Guest) -> None:
+def test_power_off_and_on(guest: Guest, name: str) -> None:
     """Over a shutdown the disk and the identity stay; boot id and devices do not."""
     before = guest.boot_id, guest.read("/etc/machine-id")
-    Mdev(guest).create("mtty", "mtty-1", NAME)
+    Mdev(guest).create("mtty", "mtty-1", name)
     trap = "trap 'echo orderly >/root/ended; exit' TERM; while :; do sleep 0.1; done"
     guest.spawn("sh", "-c", f"echo >/root/ready; {trap}")
     wait_for(lambda: guest.exists("/root/ready"), what="the process")
@@ -112,10 +128,10 @@ def test_power_off_and_on(guest: Guest) -> None:
     assert Mdev(guest).devices() == []
 
 
-def test_power_loss(guest: Guest) -> None:
+def test_power_loss(guest: Guest, name: str) -> None:
     """What was synced survives a power loss; what only the guest's memory had does not."""
     before = guest.boot_id
-    Mdev(guest).create("mtty", "mtty-1", NAME)
+    Mdev(guest).create("mtty", "mtty-1", name)
     guest.put("/root/synced", "yes")
     guest.run("sync", check=True)
     guest.put("/root/unsynced", "x" * 100)
@@ -155,8 +171,72 @@ def test_udev_runs(guest: Guest) -> None:
     guest.run("udevadm", "settle", "--timeout=30", check=True)
 
 
-def test_panic_is_shown(guest: Guest) -> None:
-    """When the kernel panics whoever waits is told so, with the console."""
-    with pytest.raises(GuestDied, match="Kernel panic"):
-        guest.poke("/proc/sysrq-trigger", "c")
-    guest.power_loss()
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [("/proc/sysrq-trigger", "Kernel panic"), ("/sys/module/mtty/parameters/oops", "kernel BUG")],
+    ids=["panic", "oops"],
+)
+@pytest.mark.parametrize("place", [1, 2], ids=["Debian 13", "Debian 12"])
+def test_crash_is_shown(guests: Guests, place: int, file: str, what: str) -> None:
+    """When the kernel panics or has an oops whoever waits is told so, with the console."""
+    with pytest.raises(GuestDied, match=what):
+        guests[place].poke(file, "c")
+
+
+def test_hang_is_shown(newer: Guest) -> None:
+    """When a machine stops giving signs of life whoever waits is told so, before his deadline."""
+    server = int(newer.run("pgrep", "-P", "1", "-f", "pid1.py").stdout)
+    newer.put("/dev/console", "standing still\n")
+    newer.silence_s = 3.0
+    try:
+        with pytest.raises(GuestTimeout, match=r"(?s)said nothing for 3 s.*standing still"):
+            newer.kill(server, signal.SIGSTOP)
+    finally:
+        newer.silence_s = SILENCE_S
+        newer.power_loss()
+
+
+def test_boot_that_hangs_is_shown(newer: Guest) -> None:
+    """When a machine does not come up in time whoever waits is told so, with the console."""
+    newer.put("/usr/local/sbin/modprobe", "#!/bin/sh\necho stuck >/dev/console\nsleep 1000\n")
+    newer.run("chmod", "+x", "/usr/local/sbin/modprobe", check=True)
+    newer.power_off()
+    newer.start()
+    try:
+        wait_for(lambda: "stuck" in newer.console(), what="the boot to hang", timeout=BOOT_S)
+        with pytest.raises(GuestTimeout, match=r"(?s)is not up within 1 s.*stuck"):
+            newer.wait_ready(timeout=1)
+    finally:
+        newer.renew()
+
+
+def test_broken_guests_are_mended(guests: Guests) -> None:
+    """A guest that is off or paused is booted again, one that only has a new disk to run on too."""
+    before = [guest.boot_id for guest in guests]
+    guests[0].power_loss()
+    guests[1].pause()
+    assert [mend(guest) for guest in guests] == [True, True, False]
+    assert [guest.answers() for guest in guests] == [True] * 3
+    assert [guest.boot_id == old for guest, old in zip(guests, before, strict=True)] == [
+        *(False, False, True)
+    ]
+
+
+def test_tidy(guest: Guest, name: str) -> None:
+    """A tidied guest runs on, with no process, device or definition of before, and its network."""
+    before = guest.boot_id
+    mdev = Mdev(guest)
+    mdev.create("mtty", "mtty-1", name)
+    holder = guest.hold(name)
+    guest.put(f"/etc/mdevctl.d/mtty/{name}", '{"mdev_type": "mtty-1", "start": "auto"}')
+    guest.put("/var/lib/mdevns/state", "left")
+    guest.cut_network()
+    tidy(guest)
+    assert guest.boot_id == before
+    assert not holder.alive()
+    assert (mdev.devices(), mdev.parents()) == ([], ["mbochs", "mdpy", "mtty"])
+    assert guest.run("mdevctl", "list", "--defined").stdout.strip() == ""
+    assert guest.listdir("/etc/mdevctl.d/scripts.d") == ["callouts", "notifiers"]
+    assert not guest.exists("/var/lib/mdevns")
+    assert guest.read("/sys/class/net/eth0/operstate") == "up\n"
+    guest.run("udevadm", "settle", "--timeout=30", check=True)

@@ -1,4 +1,4 @@
-"""What the rest of the lab stands on: the kernel's own answers, held to kernel-reference.md."""
+"""What the rest of the lab stands on: both kernels' own answers, held to kernel-reference.md."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import pytest
 
 from deploy.lab.guest import ETCD, wait_for
 from deploy.lab.mdev import BUS, PARENTS, Mdev
+from tests.support import etcd_kv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from coordinator.embedded import EmbeddedCluster
     from deploy.lab.guest import Background, Guest
     from deploy.lab.machines import Lab
+    from tests.lab.conftest import Guests
 
 pytestmark = pytest.mark.lab
 
@@ -30,7 +33,10 @@ monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=sys.argv[2])
 monitor.filter_by("mdev")
 monitor.start()
 print("watching")
-for device in iter(monitor.poll, None):
+while True:
+    device = monitor.poll()
+    if device is None:  # woken for something that it filters out
+        continue
     print(device.action, device.sys_name)
     if (device.action, device.sys_name) == ("remove", sys.argv[1]):
         break
@@ -53,11 +59,12 @@ def name() -> str:
     return str(uuid.uuid4())
 
 
-@pytest.fixture
-def guest(guests: tuple[Guest, Guest]) -> Iterator[Guest]:
-    """One running guest, whose drivers are loaded afresh afterwards."""
-    yield guests[0]
-    Mdev(guests[0]).reload()
+@pytest.fixture(params=[0, 1], ids=["6.1", "6.12"])
+def guest(guests: Guests, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """A running guest of each kernel, whose drivers are loaded afresh afterwards."""
+    guest = guests[request.param]
+    yield guest
+    Mdev(guest).reload()
 
 
 @pytest.fixture
@@ -250,21 +257,20 @@ def test_open_group_is_busy(guest: Guest, mdev: Mdev, name: str) -> None:
     holder.wait()
 
 
-def test_two_hosts_know_nothing_of_each_other(guests: tuple[Guest, Guest], name: str) -> None:
-    """Two hosts' kernels both create the same name: the hole that mdevns closes."""
+def test_two_hosts_know_nothing_of_each_other(guests: Guests, name: str) -> None:
+    """All hosts' kernels create the same name: the hole that mdevns closes."""
     for guest in guests:
         Mdev(guest).create("mtty", "mtty-1", name)
-    assert [Mdev(guest).devices() for guest in guests] == [[name], [name]]
+    assert [Mdev(guest).devices() for guest in guests] == [[name]] * 3
     for guest in guests:
         Mdev(guest).remove(name)
 
 
-def test_hosts_differ(guests: tuple[Guest, Guest]) -> None:
+def test_hosts_differ(guests: Guests) -> None:
     """Each guest has a boot id, a machine-id, a product UUID and a host name of its own."""
-    one, two = guests
-    assert one.boot_id != two.boot_id
+    assert len({guest.boot_id for guest in guests}) == 3
     for path in ("/etc/machine-id", "/sys/class/dmi/id/product_uuid", "/etc/hostname"):
-        assert one.read(path) != two.read(path)
+        assert len({guest.read(path) for guest in guests}) == 3
     for guest in guests:
         assert guest.read("/etc/machine-id").strip() == guest.machine_id
         assert guest.read("/sys/class/dmi/id/product_uuid").strip() == guest.product_uuid
@@ -292,16 +298,22 @@ def test_events_of_a_failed_create(guest: Guest, mdev: Mdev, name: str) -> None:
     assert watcher.output().splitlines()[1:] == [f"add {name}", f"remove {name}"]
 
 
-def test_etcd_outside(guests: tuple[Guest, Guest], name: str) -> None:
-    """Both guests reach the one etcd outside, with the client that mdevns uses."""
-    for guest in guests:
-        done = guest.python(PUT_AND_GET, ETCD, f"/lab/{name}/{guest.name}", guest.name)
-        assert (done.rc, done.stdout) == (0, f"{guest.name}\n"), done.stderr
+def test_etcd_outside(guests: Guests, members: EmbeddedCluster, name: str) -> None:
+    """What one guest writes to a member outside, with mdevns's own client, each other has too."""
+    written = [f"{guest.name} to {address}" for guest, address in zip(guests, ETCD, strict=True)]
+    for guest, address, value in zip(guests, ETCD, written, strict=True):
+        done = guest.python(PUT_AND_GET, address, f"/lab/{name}/{guest.name}", value)
+        assert (done.rc, done.stdout) == (0, f"{value}\n"), done.stderr
+    for endpoint in members.endpoints:
+        keys = [f"/lab/{name}/{guest.name}" for guest in guests]
+        assert [etcd_kv.get(endpoint, key) for key in keys] == written
 
 
-def test_nothing_else_outside(lab: Lab, guest: Guest) -> None:
-    """A guest reaches that etcd by its one address only, and not the machine it runs on."""
+def test_nothing_else_outside(lab: Lab, guests: Guests) -> None:
+    """A guest reaches the members by their three addresses only, and not the machine outside."""
     probe = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
+    guest = guests[0]
     # 10.0.2.2 is the loopback of the machine outside, for a network that is not restricted.
-    assert guest.python(probe, "10.0.2.2", str(lab.etcd_port)).rc != 0
-    assert guest.python(probe, *ETCD.split(":")).rc == 0
+    assert guest.python(probe, "10.0.2.2", str(lab.etcd_ports[0])).rc != 0
+    for address in ETCD:
+        assert guest.python(probe, *address.split(":")).rc == 0

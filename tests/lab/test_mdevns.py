@@ -1,4 +1,4 @@
-"""The whole line on the real kernel: two guests are two hosts of one cluster, etcd is outside.
+"""The whole line on two real kernels: two guests are two hosts of one cluster, etcd is outside.
 
 The command runs on this machine or in a guest, an agent in each guest. What is asserted is read
 from etcd's keys, from the guests' sysfs, and from the events that their kernels sent.
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from coordinator.embedded import EmbeddedEtcd
-    from deploy.lab.guest import Background, Guest
+    from coordinator.embedded import EmbeddedCluster
+    from deploy.lab.guest import Background
+    from tests.lab.conftest import Guests
 
 pytestmark = pytest.mark.lab
 
@@ -43,19 +44,19 @@ def cluster() -> str:
 
 
 @pytest.fixture(scope="module")
-def cli(etcd: EmbeddedEtcd, cluster: str) -> Cli:
+def cli(members: EmbeddedCluster, cluster: str) -> Cli:
     """The command, outside the guests."""
-    return Cli(etcd.endpoint, cluster)
+    return Cli(",".join(members.endpoints), cluster)
 
 
 @pytest.fixture(scope="module")
-def records(etcd: EmbeddedEtcd, cluster: str) -> Records:
+def records(members: EmbeddedCluster, cluster: str) -> Records:
     """The cluster's keys in etcd."""
-    return Records(etcd.endpoint, cluster)
+    return Records(members.endpoints, cluster)
 
 
 @pytest.fixture(scope="module")
-def pair(guests: tuple[Guest, Guest], records: Records) -> Iterator[Pair]:
+def pair(guests: Guests, records: Records) -> Iterator[Pair]:
     """The two guests as hosts, with their agents running; none of these may log an error.
 
     That of gpu02 has the kernel's events alone to learn by what happens behind its back.
@@ -78,6 +79,8 @@ def _begin(pair: Pair) -> None:
 @pytest.fixture
 def hosts(pair: Pair, records: Records) -> Iterator[Pair]:
     """The two hosts, with nothing on them; each test has to leave them so."""
+    if not all(host.alive() for host in pair):
+        _start_over(pair, records)
     yield pair
     left = {host.name: host.left() for host in pair if any(host.left().values())}
     if left or records.names():
@@ -87,9 +90,10 @@ def hosts(pair: Pair, records: Records) -> Iterator[Pair]:
 
 def _start_over(pair: Pair, records: Records) -> None:
     for host in pair:
-        if host.agent.alive():
+        if host.alive():
             host.kill()
         host.mdev.reload()
+        host.listen()
     records.erase()
     _begin(pair)
 

@@ -2,7 +2,8 @@
 
 Requests and answers are lines of JSON over a virtio-serial port, so the guest's network can be cut
 without losing it. Each request has an id and is worked on in a thread of its own. An answer has
-the same id and either `result`, or `errno` and `error` when the system refused.
+the same id and either `result`, or `errno` and `error` when the system refused. In between comes a
+line a second as a sign of life, so that a machine that hangs is told from one that is at work.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ import os
 import signal
 import subprocess
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 _PORT = "mdevns.lab"
 _LOGS = Path("/run/lab")
+_BEAT_S = 1.0
+_SWEEP_S = 10.0
+# The machine's own: they are no test's to leave behind.
+_OURS = ("systemd-udevd", "(udev-worker)")
 
 Answer = dict[str, Any]
 
@@ -27,6 +34,7 @@ def serve() -> None:
     _LOGS.mkdir(exist_ok=True)
     server = _Server(os.open(_device(), os.O_RDWR))
     server.say({"ready": True})
+    threading.Thread(target=server.beat, daemon=True).start()
     server.loop()
 
 
@@ -48,6 +56,11 @@ class _Server:
         with self._writing:
             while data:
                 data = data[os.write(self._port, data) :]
+
+    def beat(self) -> None:
+        while True:
+            time.sleep(_BEAT_S)
+            self.say({"beat": True})
 
     def loop(self) -> None:
         with os.fdopen(self._port, "rb", buffering=0, closefd=False) as port:
@@ -113,6 +126,19 @@ class _Server:
     def _do_kill(self, pid: int, sig: int) -> None:
         os.kill(pid, sig)
 
+    def _do_sweep(self) -> None:
+        """Kill every process but the machine's own, and wait until they are gone."""
+        deadline = time.monotonic() + _SWEEP_S
+        while left := [pid for pid in _processes() if pid not in (1, os.getpid())]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"processes {left} do not die")
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for child in list(self._children.values()):
+                child.poll()
+            time.sleep(0.02)
+
     def _do_read(self, path: str) -> str:
         return _text(Path(path).read_bytes())
 
@@ -132,6 +158,17 @@ class _Server:
 
     def _do_realpath(self, path: str) -> str:
         return os.path.realpath(path, strict=True)
+
+
+def _processes() -> list[int]:
+    """The processes that run programs, but udevd's: no kernel threads and nothing that ended."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it just ended
+            program = (directory / "comm").read_text().strip()
+            if (directory / "cmdline").read_bytes() and program not in _OURS:
+                found.append(int(directory.name))
+    return found
 
 
 def _text(data: bytes) -> str:

@@ -33,7 +33,8 @@ test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows
 	@.venv/bin/pytest tests --ignore=tests/lab
 
 lab: $(MADE)  ## the same on real kernels, in QEMU guests
-	@.venv/bin/pytest -v tests/lab
+	@.venv/bin/python -m deploy.lab build
+	.venv/bin/pytest -v tests/lab
 
 check: $(MADE)  ## ruff and mypy --strict over everything
 	@.venv/bin/ruff check

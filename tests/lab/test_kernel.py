@@ -83,13 +83,22 @@ def refused(number: int) -> Iterator[None]:
 
 @contextmanager
 def creating(guest: Guest, name: str) -> Iterator[Future[None]]:
-    """Inside, the driver is making mtty's device of this name; afterwards it is let finish."""
+    """Inside, the driver is making mtty's device of this name; afterwards it is let finish.
+
+    The device is on the bus a moment before the driver counts it; both have happened.
+    """
     mdev = Mdev(guest)
+    room = mdev.available("mtty", "mtty-1")
     mdev.delay_creates(HELD_MS)
     with ThreadPoolExecutor(1) as pool:
         create = pool.submit(mdev.create, "mtty", "mtty-1", name)
         try:
             wait_for(lambda: name in mdev.devices(), what="the device to show", guests=[guest])
+            wait_for(
+                lambda: mdev.available("mtty", "mtty-1") == room - 1,
+                what="the driver to count it",
+                guests=[guest],
+            )
             yield create
         finally:
             mdev.delay_creates(0)
@@ -300,12 +309,14 @@ def test_events_of_a_failed_create(guest: Guest, mdev: Mdev, name: str) -> None:
 
 def test_etcd_outside(guests: Guests, members: EmbeddedCluster, name: str) -> None:
     """What one guest writes to a member outside, with mdevns's own client, each other has too."""
+    keys = [f"/lab/{name}/{guest.name}" for guest in guests]
     written = [f"{guest.name} to {address}" for guest, address in zip(guests, ETCD, strict=True)]
-    for guest, address, value in zip(guests, ETCD, written, strict=True):
-        done = guest.python(PUT_AND_GET, address, f"/lab/{name}/{guest.name}", value)
-        assert (done.rc, done.stdout) == (0, f"{value}\n"), done.stderr
+    with ThreadPoolExecutor(3) as pool:
+        puts = pool.map(
+            lambda guest, *args: guest.python(PUT_AND_GET, *args), guests, ETCD, keys, written
+        )
+        assert [put.stdout for put in puts] == [f"{value}\n" for value in written]
     for endpoint in members.endpoints:
-        keys = [f"/lab/{name}/{guest.name}" for guest in guests]
         assert [etcd_kv.get(endpoint, key) for key in keys] == written
 
 

@@ -32,7 +32,7 @@ _EVENT = re.compile(r"^KERNEL\[[\d.]+\] (\w+)\s+\S+/([0-9a-f-]{36}) \(mdev\)$", 
 
 _LIST_DEVICES = f"""
 cd {BUS} && for name in *-*; do
-    [ -L "$name" ] && echo "$(readlink "$name") $(readlink "$name/mdev_type")"
+    device=$(readlink "$name") && echo "$device $(readlink "$name/mdev_type")"
 done
 """
 # Run in the guest: POSIX's locks stand in the way of the open file description locks of agents.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from etcd3 import etcdrpc
 
 from deploy.lab.errors import GuestError
 from deploy.lab.guest import wait_for
-from deploy.lab.mdev import Mdev
+from deploy.lab.mdev import BUS, Mdev
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from deploy.lab.guest import Background, Guest
 
@@ -29,6 +29,36 @@ MEMBER_DEADLINE = 15.0  # seconds, until another member is asked
 SESSION_TTL = "60"
 _RUN_DIR = "/run/mdevns"
 _EVENT = re.compile(r"^KERNEL\[[\d.]+\] (\w+)\s+\S+/([0-9a-f-]{36}) \(mdev\)$", re.MULTILINE)
+
+_LIST_DEVICES = f"""
+cd {BUS} && for name in *-*; do
+    device=$(readlink "$name") && echo "$device $(readlink "$name/mdev_type")"
+done
+"""
+# Run in the guest: POSIX's locks stand in the way of the open file description locks of agents.
+_HOLD_ORDERS = """
+import fcntl, signal, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    signal.pause()
+"""
+# Run in the guest: fetches the agent's own socket for the kernel's events (the protocol is 15 in
+# /proc/net/netlink) and puts a filter on it that lets nothing in, or takes that away again.
+# pidfd_getfd is 438, SO_ATTACH_FILTER 26 and SO_DETACH_FILTER 27; the program is "return 0".
+_EARS = """
+import ctypes, os, pathlib, socket, struct, sys
+pid, what = int(sys.argv[1]), sys.argv[2]
+rows = [line.split() for line in pathlib.Path("/proc/net/netlink").read_text().splitlines()]
+events = {f"socket:[{row[-1]}]" for row in rows if row[1] == "15"}
+fds = [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{fd}") in events]
+(fd,) = fds
+copy = ctypes.CDLL(None, use_errno=True).syscall(438, os.pidfd_open(pid), int(fd), 0)
+with socket.socket(fileno=copy) as ears:
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(nothing))
+    ears.setsockopt(socket.SOL_SOCKET, *((26, program) if what == "deafen" else (27, 0)))
+"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +93,21 @@ class Records:
         """The state of a host's claim of this name; None when there is none."""
         claim = self.claims(host).get(name)
         return None if claim is None else str(claim.value["state"])
+
+    def states(self, host: str) -> dict[str, str]:
+        """The states of a host's claims, by name."""
+        return {name: claim.value["state"] for name, claim in self.claims(host).items()}
+
+    def wait_for(
+        self, host: str, states: Mapping[str, str | None], timeout: float = DEADLINE
+    ) -> None:
+        """Wait until a host's claims of these names are in these states; None: there is none."""
+
+        def reached() -> bool:
+            now = self.states(host)
+            return all(now.get(name) == state for name, state in states.items())
+
+        wait_for(reached, what=f"the claims of {host} to be {states}", timeout=timeout)
 
     def parents(self, host: str) -> dict[str, Record]:
         """A host's parents."""
@@ -121,6 +166,18 @@ def _level(line: str) -> str | None:
     with suppress(ValueError, TypeError, KeyError):
         return str(json.loads(line)["level"])
     return None
+
+
+@contextmanager
+def _ended(process: Background) -> Iterator[None]:
+    """In the end it has ended."""
+    try:
+        yield
+    finally:
+        with suppress(GuestError):  # a guest that was switched off has no processes
+            if process.alive():
+                process.kill()
+                process.wait()
 
 
 class Host:
@@ -213,6 +270,48 @@ class Host:
         assert self._monitor is not None
         found = _EVENT.findall(self._monitor.output())
         return [action for action, device in found if device == name]
+
+    def devices(self) -> dict[str, tuple[str, str]]:
+        """Parent and type of each device on the bus, by name; the type is empty before it has one.
+
+        Its create has not returned then.
+        """
+        answer = self.guest.run("sh", "-c", _LIST_DEVICES).stdout
+        found = (line.split(" ") for line in answer.splitlines())
+        return {
+            device.split("/")[-1]: (device.split("/")[-2], kind.rpartition("/")[2])
+            for device, kind in found
+        }
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[Background]:
+        """Inside, a virtual machine has the device, until it is killed."""
+        holder = self.guest.hold(name)
+        with _ended(holder):
+            yield holder
+
+    @contextmanager
+    def orders_held(self) -> Iterator[Background]:
+        """Inside, until it is killed, workers wait at the gate with what they are ordered to write.
+
+        The gate is the lock of the generation, which one who enrols takes too.
+        """
+        holder = self.guest.spawn("python3", "-c", _HOLD_ORDERS, f"{_RUN_DIR}/generation")
+        with _ended(holder):
+            wait_for(lambda: "held" in holder.output(), what="the generation's lock")
+            yield holder
+
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Inside, the kernel drops each event that it has for the agent."""
+        self._ears("deafen")
+        try:
+            yield
+        finally:
+            self._ears("restore")
+
+    def _ears(self, what: str) -> None:
+        self.guest.run("python3", "-", str(self.agent.pid), what, stdin=_EARS, check=True)
 
     def left(self) -> dict[str, Any]:
         """What is on the host and in its part of etcd; empty values when that is nothing."""

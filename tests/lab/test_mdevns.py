@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.embedded import EmbeddedCluster
-    from deploy.lab.guest import Background
     from tests.lab.conftest import Guests
 
 pytestmark = pytest.mark.lab
@@ -120,18 +119,6 @@ def creating(host: Host, cli: Cli, name: str) -> Iterator[subprocess.Popen[str]]
         finally:
             host.mdev.delay_creates(0)
             asked.kill()
-
-
-@contextmanager
-def held(host: Host, name: str) -> Iterator[Background]:
-    """Inside, a virtual machine has the device."""
-    holder = host.guest.hold(name)
-    try:
-        yield holder
-    finally:
-        if holder.alive():
-            holder.kill()
-            holder.wait()
 
 
 @contextmanager
@@ -305,7 +292,7 @@ def test_remove_while_held(hosts: Pair, cli: Cli, records: Records, name: str) -
     """A device that a VM has is EBUSY at once and stays as it was; let go, it is removed."""
     gpu01 = hosts[0]
     cli.ok("create", name, "--type", "mtty-1", "--host", "gpu01", "--parent", "mtty")
-    with held(gpu01, name) as holder:
+    with gpu01.held(name) as holder:
         refused = cli.run("remove", name)
         assert refused.code == 5
         one_line(refused, "EBUSY")
@@ -323,7 +310,7 @@ def test_forced_remove_waits(hosts: Pair, cli: Cli, records: Records, name: str)
     """A forced remove of a device that a VM has waits in the kernel, over a kill of the agent."""
     gpu01 = hosts[0]
     cli.ok("create", name, "--type", "mtty-1", "--host", "gpu01", "--parent", "mtty")
-    with held(gpu01, name) as holder, cli.start("remove", name, "--force") as asked:
+    with gpu01.held(name) as holder, cli.start("remove", name, "--force") as asked:
         wait_for(lambda: name not in gpu01.mdev.devices(), what="the kernel's remove to begin")
         one_line(cli.run("remove", name), "EAGAIN")
         gpu01.kill()

@@ -1,0 +1,437 @@
+"""Whole stories on three real kernels: crashes at every step, reboots, devices made by others.
+
+Three guests are three hosts of one cluster, whose etcd is outside. What is asserted is read from
+etcd's keys, from the guests' sysfs, and from the events that their kernels sent.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploy.lab.guest import wait_for
+from deploy.lab.kernel import SAMPLES
+from tests.cli.driver import Cli, ended, one_line
+from tests.lab.hosts import DEADLINE, Host, Records
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from coordinator.embedded import EmbeddedCluster
+    from tests.lab.conftest import Guests
+
+pytestmark = pytest.mark.lab
+
+Trio = tuple[Host, Host, Host]
+
+HELD_MS = 600_000
+MADE = ["add", "bind"]
+GONE = ["unbind", "remove"]
+# Seconds in which an agent has claimed a device of which it hears. For two of them it waits: the
+# device has to have been seen for so long.
+HEARD = 6.0
+SOCKET = "/run/mdevns/agent.sock"
+# Run in a guest, with the socket and the device's name, parent and type.
+ASK_AND_MAKE = """
+import http.client, json, os, socket, sys
+path, name, parent, kind = sys.argv[1:]
+
+def tell(event, state):
+    connection = http.client.HTTPConnection("agent")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(path)
+    call = dict(event=event, action="start", state=state, name=name, parent=parent, type=kind)
+    connection.request("POST", "/v1/mdevctl", json.dumps(call | {"holder": os.getpid()}))
+    return json.load(connection.getresponse())
+
+refused = (tell("pre", "none") or {}).get("error")
+if not refused:
+    with open(f"/sys/class/mdev_bus/{parent}/mdev_supported_types/{kind}/create", "w") as create:
+        create.write(name)
+    tell("post", "success")
+print(refused or "made")
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> str:
+    """The name of a cluster that nobody else has."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def cli(members: EmbeddedCluster, cluster: str) -> Cli:
+    """The command, outside the guests."""
+    return Cli(",".join(members.endpoints), cluster)
+
+
+@pytest.fixture(scope="module")
+def records(members: EmbeddedCluster, cluster: str) -> Records:
+    """The cluster's keys in etcd."""
+    return Records(members.endpoints, cluster)
+
+
+@pytest.fixture(scope="module")
+def trio(guests: Guests, records: Records) -> Iterator[Trio]:
+    """The three guests as hosts, with their agents running; none of these may log an error.
+
+    That of gpu02 looks at its kernel once an hour, so all it learns it has from events. That of
+    gpu03 is given up soon after it went without a word, so its successor waits for no more.
+    """
+    gpu01 = Host(guests[0], records)
+    gpu02 = Host(guests[1], records, "--rescan", "3600")
+    gpu03 = Host(guests[2], records, "--session-ttl", "8")
+    trio = gpu01, gpu02, gpu03
+    _begin(trio)
+    yield trio
+    assert [host.complaints() for host in trio] == [[], [], []]
+
+
+def _begin(trio: Trio) -> None:
+    for host in trio:
+        host.start()
+    for host in trio:
+        host.wait_enrolled()
+
+
+@pytest.fixture
+def hosts(trio: Trio, records: Records) -> Iterator[Trio]:
+    """The three hosts, with nothing on them; each test has to leave them so."""
+    if not all(host.alive() for host in trio):
+        _start_over(trio, records)
+    yield trio
+    left = {host.name: left for host in trio if any((left := host.left()).values())}
+    if left or records.names():
+        _start_over(trio, records)
+    assert not left
+
+
+def _start_over(trio: Trio, records: Records) -> None:
+    for host in trio:
+        host.guest.sweep()
+        host.mdev.reload()
+    records.erase()
+    _begin(trio)
+
+
+def some(count: int) -> list[str]:
+    """So many names nobody has used."""
+    return [str(uuid.uuid4()) for _ in range(count)]
+
+
+def asked(cli: Cli, *lines: dict[str, object], wait: bool = True) -> None:
+    """Ask for devices, each by its line, in one command."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    cli.ok("create", "--from", "-", *(() if wait else ("--no-wait",)), stdin=text)
+
+
+def wish(name: str, host: Host, parent: str, kind: str, **more: object) -> dict[str, object]:
+    """One device to ask for."""
+    return {"name": name, "type": kind, "host": host.name, "parent": parent, **more}
+
+
+def where(host: Host, parent: str, kind: str) -> tuple[str, ...]:
+    """The options that say where, and of what type."""
+    return "--host", host.name, "--parent", parent, "--type", kind
+
+
+@contextmanager
+def waiting(cli: Cli, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that is ended in the end."""
+    with cli.start(*args) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def mdevctl_start(host: Host, name: str) -> None:
+    """Have mdevctl make a device that it keeps no definition of."""
+    host.guest.run("mdevctl", "start", "-u", name, "-p", "mtty", "-t", "mtty-2", check=True)
+
+
+def made_by_a_caller(host: Host, name: str, parent: str, kind: str) -> str:
+    """Ask the agent whether a device may be made, as mdevctl's callout does, and make it then.
+
+    "made", or the name of the error.
+    """
+    wait_for(lambda: host.guest.exists(SOCKET), what="the agent's socket", timeout=DEADLINE)
+    done = host.guest.python(ASK_AND_MAKE, SOCKET, name, parent, kind)
+    assert done.rc == 0, done
+    return done.stdout.strip()
+
+
+def test_three_hosts_and_two_drivers(hosts: Trio, cli: Cli, records: Records) -> None:
+    """One command makes devices of two drivers on three hosts, each where it was to be."""
+    places = [
+        (host, parent, kind)
+        for host in hosts
+        for parent, kind in (("mtty", "mtty-1"), ("mdpy", "mdpy-hd"), ("mtty", "mtty-2"))
+    ]
+    wanted = dict(zip(some(len(places)), places, strict=True))
+    asked(cli, *(wish(name, *place) for name, place in wanted.items()))
+    for host in hosts:
+        here = {n: (parent, kind) for n, (on, parent, kind) in wanted.items() if on is host}
+        assert host.devices() == here
+        claims = records.claims(host.name)
+        assert {n: (c.value["parent"], c.value["type"]) for n, c in claims.items()} == here
+        assert records.states(host.name) == dict.fromkeys(here, "active")
+    assert {n: r.value["host"] for n, r in records.names().items()} == {
+        name: host.name for name, (host, _, _) in wanted.items()
+    }
+    cli.ok("remove", *wanted)
+    assert records.names() == {}
+
+
+def test_a_full_pool_and_its_driver_unloaded(hosts: Trio, cli: Cli, records: Records) -> None:
+    """A driver's 24 are made at once; unloaded while it makes the last, it takes all names."""
+    gpu01 = hosts[0]
+    here = where(gpu01, "mtty", "mtty-1")
+    made = cli.ok("create", *here, "--count", "24", "-o", "name").names
+    assert gpu01.devices() == dict.fromkeys(made, ("mtty", "mtty-1"))
+    assert gpu01.mdev.available("mtty", "mtty-1") == 0
+    assert records.states("gpu01") == dict.fromkeys(made, "active")
+    cli.ok("remove", made[0])
+    (last,) = some(1)
+    gpu01.mdev.delay_creates(HELD_MS)
+    with waiting(cli, "create", last, *here) as asking:
+        wait_for(lambda: last in gpu01.mdev.devices(), what="the driver to create")
+        unload = gpu01.guest.spawn("modprobe", "--remove", "mtty")
+        going = "/sys/module/mtty/initstate"
+        wait_for(lambda: gpu01.guest.read(going).strip() == "going", what="the driver to go")
+        assert sorted(gpu01.mdev.devices()) == sorted([*made[1:], last])
+        gpu01.mdev.delay_creates(0)
+        assert unload.wait() == 0
+        ended(asking)  # made or not: it was gone in the moment in which it was there
+    assert gpu01.mdev.devices() == []
+    wait_for(lambda: not records.names(), what="the names to be free", timeout=DEADLINE)
+    assert records.claims("gpu01") == {}
+    gpu01.guest.run("modprobe", "mtty", check=True)
+    wait_for(lambda: sorted(records.parents("gpu01")) == sorted(SAMPLES), what="the parent")
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["Debian 12", "Debian 13"])
+def test_killed_at_every_step(hosts: Trio, cli: Cli, records: Records, place: int) -> None:
+    """Whatever step SIGKILL finds creates and removes at, the next agent finishes it, once."""
+    host = hosts[place]
+    host.listen()
+    wished, begun, made, retired, going, gone = some(6)
+    mtty, mbochs = ("mtty", "mtty-1"), ("mbochs", "mbochs-small")
+    asked(
+        cli,
+        wish(going, host, *mtty),
+        wish(gone, host, *mtty),
+        wish(retired, host, *mbochs),
+    )
+    with (
+        host.held(going) as using,
+        host.held(gone) as letting_go,
+        waiting(cli, "remove", "--force", going, gone) as forced,
+    ):
+        wait_for(lambda: list(host.devices()) == [retired], what="the kernel to remove")
+        host.mdev.delay_creates(HELD_MS)
+        asked(cli, wish(made, host, *mtty), wait=False)
+        wait_for(lambda: made in host.devices(), what="the driver to create")
+        with host.orders_held() as orders, waiting(cli, "remove", retired) as remove:
+            asked(cli, wish(begun, host, *mbochs), wait=False)
+            records.wait_for(host.name, {begun: "creating", retired: "removing"})
+            host.agent.kill(signal.SIGSTOP)
+            asked(cli, wish(wished, host, "mdpy", "mdpy-hd"), wait=False)
+            host.mdev.delay_creates(0)
+            letting_go.kill()
+            wait_for(lambda: host.in_flight() == [going], what="the others' writes to return")
+            host.kill()
+            orders.kill()
+            # What was ordered and had not begun never does, though nothing holds it any more.
+            wait_for(lambda: len(host.workers()) == 1, what="the others to end")
+            assert host.devices() == {made: mtty, retired: mbochs}
+            assert records.states(host.name) == {
+                wished: "reserved",
+                begun: "creating",
+                made: "creating",
+                retired: "removing",
+                going: "removing",
+                gone: "removing",
+            }
+            host.begin()
+            assert ended(remove).code == 0
+        active = dict.fromkeys((wished, begun, made), "active")
+        records.wait_for(host.name, {**active, gone: None})
+        assert records.states(host.name) == {**active, going: "removing"}
+        assert host.in_flight() == [going]
+        using.kill()
+        assert ended(forced).code == 0
+    assert records.states(host.name) == active
+    assert host.devices() == {wished: ("mdpy", "mdpy-hd"), begun: mbochs, made: mtty}
+    cli.ok("remove", *active)
+    for name in active:
+        assert host.events(name) == MADE + GONE
+    for name in (retired, going, gone):
+        assert host.events(name) == MADE + GONE
+
+
+def test_power_loss(hosts: Trio, cli: Cli, records: Records) -> None:
+    """After a loss of power what was under way is finished, and what is to persist is kept.
+
+    Whoever waited is told that the host is gone.
+    """
+    gpu03 = hosts[2]
+    mtty = ("mtty", "mtty-1")
+    created, removed, free, kept, auto = some(5)
+    asked(
+        cli,
+        wish(removed, gpu03, *mtty),
+        wish(free, gpu03, *mtty),
+        wish(kept, gpu03, *mtty, persistent=True),
+        wish(auto, gpu03, "mtty", "mtty-2", autostart=True),
+    )
+    before = gpu03.guest.boot_id
+    gpu03.mdev.delay_creates(HELD_MS)
+    with (
+        gpu03.held(removed),
+        waiting(cli, "remove", "--force", removed) as remove,
+        waiting(cli, "create", created, *where(gpu03, *mtty)) as create,
+    ):
+        wait_for(lambda: created in gpu03.devices(), what="the driver to create")
+        wait_for(lambda: removed not in gpu03.devices(), what="the kernel to remove")
+        states = dict.fromkeys((free, kept, auto), "active")
+        states |= {created: "creating", removed: "removing"}
+        assert records.states("gpu03") == states
+        gpu03.guest.power_loss()
+        gpu03.guest.boot()
+        assert gpu03.devices() == {}
+        assert records.states("gpu03") == states
+        gpu03.begin()
+        for waited in (ended(remove), ended(create)):
+            assert waited.code == 16
+            one_line(waited, "EHOSTDOWN")
+    states = {created: "active", auto: "active", kept: "defined"}
+    records.wait_for("gpu03", {**states, removed: None, free: None})
+    assert records.states("gpu03") == states
+    assert sorted(records.names()) == sorted(states)
+    assert gpu03.devices() == {created: mtty, auto: ("mtty", "mtty-2")}
+    claims = records.claims("gpu03")
+    assert before not in {claims[name].value["boot_id"] for name in (created, auto)}
+    cli.ok("remove", created, auto)
+    cli.ok("undefine", kept)
+
+
+def test_reboot(hosts: Trio, cli: Cli, records: Records) -> None:
+    """After a reboot autostart devices are where they were, persistent names kept, others free.
+
+    Until the store answers a caller may make what is known to be this host's, and nothing else.
+    """
+    gpu01 = hosts[0]
+    free, kept, auto, early, new = some(5)
+    places = {auto: ("mdpy", "mdpy-hd"), early: ("mbochs", "mbochs-small")}
+    asked(
+        cli,
+        wish(free, gpu01, "mtty", "mtty-1"),
+        wish(kept, gpu01, "mtty", "mtty-1", persistent=True),
+        *(wish(name, gpu01, *place, autostart=True) for name, place in places.items()),
+    )
+    before = records.claims("gpu01")
+    gpu01.guest.reboot()
+    assert records.session("gpu01") is None
+    assert gpu01.devices() == {}
+    gpu01.guest.cut_network()
+    gpu01.start()
+    assert made_by_a_caller(gpu01, early, *places[early]) == "made"
+    assert made_by_a_caller(gpu01, free, "mtty", "mtty-1") == "EHOSTUNREACH"
+    assert made_by_a_caller(gpu01, new, "mtty", "mtty-1") == "EHOSTUNREACH"
+    assert gpu01.devices() == {early: places[early]}
+    assert records.claims("gpu01") == before
+    gpu01.guest.restore_network()
+    gpu01.wait_enrolled()
+    states = {auto: "active", early: "active", kept: "defined"}
+    boot_id = gpu01.guest.boot_id
+
+    def settled() -> bool:
+        claims = {name: claim.value for name, claim in records.claims("gpu01").items()}
+        booted = {name for name, claim in claims.items() if claim["boot_id"] == boot_id}
+        return set(places) <= booted and records.states("gpu01") == states
+
+    wait_for(settled, what="each claim to follow the boot", timeout=DEADLINE)
+    assert sorted(records.names()) == sorted(states)
+    assert gpu01.devices() == places
+    claims = {name: claim.value for name, claim in records.claims("gpu01").items()}
+    assert {name for name, claim in claims.items() if claim["autostart"]} == set(places)
+    cli.ok("remove", *places)
+    cli.ok("undefine", kept)
+
+
+def test_devices_of_before(hosts: Trio, cli: Cli, records: Records) -> None:
+    """What others made before an agent ever ran is claimed for its host, or is a conflict."""
+    gpu02, gpu03 = hosts[1:]
+    by_hand, by_mdevctl, elsewhere = some(3)
+    asked(cli, wish(elsewhere, gpu02, "mtty", "mtty-1"))
+    before = records.claims("gpu02")
+    gpu03.kill()
+    gpu03.guest.run("rm", "-rf", "/run/mdevns", "/var/lib/mdevns", check=True)
+    gpu03.listen()
+    for name in (by_hand, elsewhere):
+        gpu03.mdev.create("mtty", "mtty-1", name)
+    mdevctl_start(gpu03, by_mdevctl)
+    gpu03.begin()
+    records.wait_for("gpu03", {by_hand: "active", by_mdevctl: "active"})
+    wait_for(lambda: elsewhere in records.findings("gpu03"), what="the conflict to be told")
+    assert set(records.findings("gpu03")) == {elsewhere}
+    finding = records.findings("gpu03")[elsewhere].value
+    assert (finding["kind"], finding["parent"]) == ("conflict", "mtty")
+    assert {claim.value["adopted"] for claim in records.claims("gpu03").values()} == {True}
+    assert (elsewhere in records.claims("gpu03"), records.claims("gpu02")) == (False, before)
+    for name in (by_hand, by_mdevctl, elsewhere):
+        assert gpu03.events(name) == MADE
+    gpu03.mdev.remove(elsewhere)
+    cli.ok("remove", by_hand, by_mdevctl, elsewhere)
+
+
+def test_heard_of(hosts: Trio, records: Records) -> None:
+    """What others make and remove is claimed and freed as soon as the kernel tells of it."""
+    gpu02 = hosts[1]
+    by_hand, by_mdevctl = some(2)
+    gpu02.mdev.create("mtty", "mtty-1", by_hand)
+    mdevctl_start(gpu02, by_mdevctl)
+    records.wait_for("gpu02", {by_hand: "active", by_mdevctl: "active"}, HEARD)
+    gpu02.mdev.remove(by_hand)
+    gpu02.guest.run("mdevctl", "stop", "-u", by_mdevctl, check=True)
+    records.wait_for("gpu02", {by_hand: None, by_mdevctl: None}, HEARD)
+
+
+def test_not_heard_of(hosts: Trio, records: Records) -> None:
+    """What others make and remove is found by the clock when the kernel's events are lost."""
+    gpu01 = hosts[0]
+    (name,) = some(1)
+    with gpu01.deaf():
+        gpu01.mdev.create("mtty", "mtty-1", name)
+        records.wait_for("gpu01", {name: "active"})
+        gpu01.mdev.remove(name)
+        records.wait_for("gpu01", {name: None})
+
+
+def test_stopped_while_the_kernel_removes(hosts: Trio, cli: Cli, records: Records) -> None:
+    """An agent ends and starts while a write hangs, which stays in flight, and serves others."""
+    gpu02 = hosts[1]
+    name, later = some(2)
+    asked(cli, wish(name, gpu02, "mtty", "mtty-1"))
+    with gpu02.held(name) as holder, waiting(cli, "remove", "--force", name) as asking:
+        wait_for(lambda: gpu02.devices() == {}, what="the kernel's remove to begin")
+        gpu02.agent.kill(signal.SIGTERM)
+        assert gpu02.agent.wait() == 0
+        assert records.session("gpu02") is None
+        assert ended(asking).code == 16
+        assert (gpu02.in_flight(), records.states("gpu02")) == ([name], {name: "removing"})
+        gpu02.begin()
+        asked(cli, wish(later, gpu02, "mtty", "mtty-1"))
+        assert gpu02.in_flight() == [name]
+        assert records.states("gpu02") == {name: "removing", later: "active"}
+        holder.kill()
+        records.wait_for("gpu02", {name: None})
+    assert list(gpu02.devices()) == [later]
+    cli.ok("remove", later)

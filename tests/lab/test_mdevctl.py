@@ -17,7 +17,7 @@ from deploy.lab.guest import wait_for
 from tests.lab.hosts import DEADLINE, Host, Records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from coordinator.embedded import EmbeddedCluster
@@ -308,4 +308,57 @@ def test_a_host_whose_usr_is_read_only_is_served(
     assert done.rc == 0, done
     assert guest.exists(mdevctl.callout)
     assert guest.run("find", "/etc/mdevctl.d/scripts.d", "-name", "00-mdevns").stdout == ""
+    assert_nothing_left(records, mdevctl)
+
+
+@pytest.fixture
+def etcd_stopped(members: EmbeddedCluster) -> Iterator[Callable[[], None]]:
+    """Stops all of etcd, which runs again afterwards; called again it starts it at once."""
+    running = [True]
+
+    def turn() -> None:
+        for member in range(3):
+            if running[0]:
+                members.kill(member)
+            else:
+                members.start(member, wait=False)
+        running[0] = not running[0]
+        if running[0]:
+            members.leader()
+
+    yield turn
+    if not running[0]:
+        turn()
+
+
+def test_autostart_comes_back_without_etcd(
+    records: Records, mdevctl: Tool, name: str, etcd_stopped: Callable[[], None]
+) -> None:
+    """After a reboot udev starts what is the host's under the journal's claim, and nothing else."""
+    host, guest = mdevctl.host, mdevctl.host.guest
+    # Debian's rule calls it where it is not (kernel-reference.md).
+    guest.run("ln", "-sf", "/usr/bin/mdevctl", "/usr/sbin/mdevctl", check=True)
+    stopped, new = str(uuid.uuid4()), str(uuid.uuid4())
+    mdevctl.ok("define", "-u", name, "-p", PARENT, "-t", TYPE, "--auto")
+    mdevctl.ok("start", "-u", name)
+    mdevctl.ok("define", "-u", stopped, "-p", PARENT, "-t", TYPE)
+    etcd_stopped()
+    guest.power_loss()
+    guest.boot()
+    host.start(cut_off=True)
+    wait_for(lambda: host.mdev.devices() == [name], what="its device", timeout=DEADLINE)
+    for args in (("start", "-u", stopped), start(new)):
+        refused = mdevctl.run(*args)
+        assert (refused.rc, "EHOSTUNREACH: " in refused.stderr) == (1, True), refused
+    assert host.mdev.devices() == [name]
+    etcd_stopped()
+    wait_for(
+        lambda: records.claims(host.name)[name].value["boot_id"] == guest.boot_id,
+        what="the claim to be of this boot",
+        timeout=DEADLINE,
+    )
+    assert records.states(host.name) == {name: "active", stopped: "defined"}
+    for one in (name, stopped):
+        mdevctl.run("stop", "-u", one)
+        mdevctl.ok("undefine", "-u", one)
     assert_nothing_left(records, mdevctl)

@@ -159,6 +159,12 @@ class HolderJson(msgspec.Struct, frozen=True, kw_only=True):
     state: str
 
 
+class MadeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose write to the kernel has returned: the pid that was named as `maker`."""
+
+    maker: Pid
+
+
 class ErrorJson(msgspec.Struct, frozen=True, kw_only=True):
     """An error, as `-o json` of the command line prints it."""
 
@@ -275,9 +281,12 @@ class _Handlers:
         return (201 if made.state is ClaimState.ACTIVE else 202), _claim_json(made)
 
     async def made(self, asked: _Asked) -> tuple[int, DoneJson]:
-        if self._local.claim(asked.name) is None:
+        claim, told = self._local.claim(asked.name), asked.body
+        if claim is None:
             raise self._local.unknown(asked.name)
-        self._local.through(asked.name)
+        if not self._local.through(asked.name, told.maker):
+            why = f"process {told.maker} is not the one that makes or removes it"
+            raise TryAgain(asked.name, why, name=asked.name, holder=claim.holder)
         return 202, DoneJson()
 
     async def release(self, asked: _Asked) -> tuple[int, DoneJson]:
@@ -348,7 +357,8 @@ def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
             does="Its maker is through with the kernel, whether it made the device or not.",
             handle=handlers.made,
             answers={202: DoneJson},
-            refused=(404,),
+            body=MadeJson,
+            refused=(404, 409),
         ),
         _Operation(
             method="POST",

@@ -36,7 +36,14 @@ from agent.workers import Workers
 from coordinator import __version__
 from coordinator.clock import SystemClock
 from coordinator.credentials import Credentials
-from coordinator.errors import Misconfigured, NotAllowed, NotFound, StoreError
+from coordinator.errors import (
+    Misconfigured,
+    NotAllowed,
+    NotFound,
+    OutcomeUnknown,
+    StoreError,
+    Unreachable,
+)
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
 from coordinator.model import parse_label
@@ -272,11 +279,15 @@ class Agent:
             # Nothing that was read before an enrolment is used in it.
             parts.store.begin_anew()
             try:
-                return await unless(self.stop, enroller.enrol())
+                session = await unless(self.stop, enroller.enrol())
+                self.local.say_away(is_away=False)
+                return session
             except StoreError as error:
+                self.local.say_away(isinstance(error, Unreachable | OutcomeUnknown))
                 _log.warning("cannot enrol", host=self._settings.host, error=error.line)
                 await unless(self.stop, asyncio.sleep(_STORE_AGAIN))
         return None
 
     def _waits(self, why: str) -> None:
+        self.local.say_away(is_away=False)
         _log.warning("waiting to enrol", host=self._settings.host, why=why)

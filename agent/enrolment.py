@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from coordinator.model import Name
     from coordinator.session import Session
     from coordinator.store import Store
+    from coordinator.transactions import Change
 
 __all__ = ["Enrolment", "Parts", "unless"]
 
@@ -81,12 +82,12 @@ class Enrolment:
         resync: float,
     ) -> None:
         claims = Claims(parts.keys)
+        parts.notes.enrolled(session.instance, session.epoch_before)
         self._parts, self._session, self._vitals = parts, session, vitals
         self._ttl, self._rescan = ttl, rescan
         self._stirred = asyncio.Event()
         self._troubles: dict[str, str | None] = {"bus": None, "store": None}
-        self.doubts = 0
-        self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng, doubted=self._doubt)
+        self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng, left=self._left)
         self._scanner = Scanner(parts.bus, parts.clock, parts.workers.in_flight, parts.metrics)
         self._reporter = Reporter(
             parts.store,
@@ -154,18 +155,32 @@ class Enrolment:
                 task.cancel()
             results = await asyncio.gather(*tasks, stopped, return_exceptions=True)
             await self._commit.close()
+        if any(isinstance(result, SetBack) for result in results):
+            self._parts.notes.set_back()
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, (Fenced, SetBack)):
                 raise result  # a defect: those two end an enrolment, or a stop does
 
     @property
     def answers(self) -> bool:
-        """Whether the store answered within a session's time, and all claims are known."""
-        return self._session.alive and self._informer.listed.is_set()
+        """Whether it goes on, the store answered within a session's time, and all is listed."""
+        goes_on = not self.reconciler.stopping
+        return goes_on and self.is_alive and self._informer.listed.is_set()
 
-    def _doubt(self) -> None:
-        """An outcome was unknown; copies of that transaction may come late."""
-        self.doubts += 1
+    @property
+    def is_alive(self) -> bool:
+        """Whether the store answered within a session's time."""
+        return self._session.alive
+
+    def _left(self, change: Change) -> None:
+        """A change was refused of which a copy may come late.
+
+        If that took a name it would take it, once it is free, for nobody. It compares the epoch,
+        so the next enrolment ends it.
+        """
+        if change.takes:
+            why = "a name was refused of which a late copy may be under way"
+            self.reconciler.fence(Fenced(f"host {self._session.host}", why, "it enrols again"))
 
     # What runs side by side.
 

@@ -12,7 +12,7 @@ import asyncio
 import os
 import sqlite3
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,12 +37,21 @@ CREATE TABLE IF NOT EXISTS mark (
     one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS claims (
-    name TEXT PRIMARY KEY, claim BLOB NOT NULL, lost INTEGER NOT NULL DEFAULT 0
+    name TEXT PRIMARY KEY,
+    claim BLOB NOT NULL,
+    lost INTEGER NOT NULL DEFAULT 0,
+    unsure INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS instances (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, instance TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS permits (
     name TEXT PRIMARY KEY, permit BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+
+
+_INSTANCES_KEPT = 1000  # of our own enrolments, by which an epoch of before is known
 
 
 class JournalFailed(MdevnsError):
@@ -63,13 +72,16 @@ class Kept:
     """What a journal holds.
 
     `revision` is the highest of the store that this host has seen, 0 for none; `lost` are
-    claims that a store which was set back no longer has, and that are not settled yet.
+    claims that a store which was set back no longer has, and that are not settled yet; `unsure`
+    are names that may have been given up; `instances` are the host's last enrolments, in order.
     """
 
     revision: int = 0
     claims: dict[Name, Claim] = field(default_factory=dict)
     lost: dict[Name, Claim] = field(default_factory=dict)
     permits: dict[Name, Permit] = field(default_factory=dict)
+    unsure: set[Name] = field(default_factory=set)
+    instances: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -79,11 +91,13 @@ class _Changes:
     claims: dict[Name, Claim | None] = field(default_factory=dict)
     lost: dict[Name, bool] = field(default_factory=dict)
     permits: dict[Name, Permit | None] = field(default_factory=dict)
+    unsure: set[Name] = field(default_factory=set)
+    instances: list[str] = field(default_factory=list)
     revision: int | None = None
 
     def __bool__(self) -> bool:
         """Whether there is anything whose loss would matter: a mark alone can wait."""
-        return bool(self.claims or self.lost or self.permits)
+        return bool(self.claims or self.lost or self.permits or self.unsure or self.instances)
 
     def under(self, newer: _Changes) -> _Changes:
         """These, with newer ones over them: what could not be written is still to be."""
@@ -91,6 +105,8 @@ class _Changes:
             self.claims | newer.claims,
             self.lost | newer.lost,
             self.permits | newer.permits,
+            (self.unsure - newer.claims.keys()) | newer.unsure,
+            self.instances + newer.instances,
             self.revision if newer.revision is None else newer.revision,
         )
 
@@ -131,9 +147,9 @@ class Journal:
             # Flushed at each commit: the kernel is asked only for what is here for certain.
             file.execute("PRAGMA journal_mode=WAL")
             file.execute("PRAGMA synchronous=FULL")
-            _check(file)
-            file.executescript(_TABLES)
-            file.execute(f"PRAGMA user_version={_SCHEMA}")
+            if _check(file) != _SCHEMA:  # a sound one is opened without a write: a disk may be full
+                file.executescript(_TABLES)
+                file.execute(f"PRAGMA user_version={_SCHEMA}")
         except BaseException:
             file.close()
             raise
@@ -154,14 +170,23 @@ class Journal:
         """
         try:
             mark = self._file.execute("SELECT revision FROM mark").fetchone()
-            claims = self._file.execute("SELECT name, claim, lost FROM claims").fetchall()
+            claims = self._file.execute("SELECT name, claim, lost, unsure FROM claims").fetchall()
+            instances = self._file.execute("SELECT instance FROM instances ORDER BY number")
             permits = self._file.execute("SELECT name, permit FROM permits").fetchall()
             known: dict[Name, Claim] = {}
             lost: dict[Name, Claim] = {}
-            for name, value, is_lost in claims:
+            unsure = {Name(name) for name, _, _, is_unsure in claims if is_unsure}
+            for name, value, is_lost, _ in claims:
                 (lost if is_lost else known)[Name(name)] = msgspec.json.decode(value, type=Claim)
             leave = {Name(name): msgspec.json.decode(value, type=Permit) for name, value in permits}
-            return Kept(mark[0] if mark else 0, known, lost, leave)
+            return Kept(
+                mark[0] if mark else 0,
+                known,
+                lost,
+                leave,
+                unsure,
+                [instance for (instance,) in instances],
+            )
         except (sqlite3.Error, msgspec.MsgspecError) as error:
             raise self._failed(error) from error
 
@@ -192,6 +217,17 @@ class Journal:
             "UPDATE claims SET lost = ? WHERE name = ?",
             [(int(lost), name) for name, lost in changes.lost.items()],
         )
+        file.executemany(
+            "UPDATE claims SET unsure = 1 WHERE name = ?", [(name,) for name in changes.unsure]
+        )
+        file.executemany(
+            "INSERT INTO instances (instance) VALUES (?)", [(one,) for one in changes.instances]
+        )
+        if changes.instances:
+            file.execute(
+                "DELETE FROM instances WHERE number <= (SELECT max(number) FROM instances) - ?",
+                (_INSTANCES_KEPT,),
+            )
         ended = [(name,) for name, permit in changes.permits.items() if permit is None]
         file.executemany("DELETE FROM permits WHERE name = ?", ended)
         file.executemany(
@@ -208,15 +244,23 @@ class Journal:
 
     def _failed(self, error: Exception) -> JournalFailed:
         hint = "see that its disk has room and is the agent's to write"
+        if isinstance(error, _Newer):
+            hint = "upgrade, or move it away"
         return JournalFailed(f"journal {self._path}", str(error), hint)
 
 
-def _check(file: sqlite3.Connection) -> None:
+def _check(file: sqlite3.Connection) -> int:
+    """The schema of a file that is sound; 0 for a new one."""
     if file.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
         raise sqlite3.DatabaseError("quick_check found damage")
     (schema,) = file.execute("PRAGMA user_version").fetchone()
     if schema > _SCHEMA:
-        raise sqlite3.OperationalError(f"its schema {schema} is newer than {_SCHEMA}")
+        raise _Newer(f"its schema {schema} is newer than {_SCHEMA}")
+    return int(schema)
+
+
+class _Newer(sqlite3.OperationalError):
+    """A newer program has written it."""
 
 
 class Notes:
@@ -233,7 +277,10 @@ class Notes:
         self._writing: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._awaiting: list[asyncio.Future[None]] = []
-        self._unsure: set[Name] = set()
+        self._is_set_back = False
+        self.reverted: set[Name] = set()
+        """Names whose removal had failed before the store was set back to before that."""
+        self._older: dict[Name, Claim] = {}
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds that changes only with what is learnt."""
@@ -241,6 +288,10 @@ class Notes:
             heard = asyncio.get_running_loop().create_future()
             self._awaiting.append(heard)
             await heard
+
+    def stir(self) -> None:
+        """What is waited for in `until` may hold now, for another reason."""
+        self._heard()
 
     def _heard(self) -> None:
         for heard in self._awaiting:
@@ -268,16 +319,44 @@ class Notes:
     def learnt(self, name: Name, claim: Claim | None) -> None:
         """The newest that the store says of a name; None: the host has no claim of it."""
         self._heard()
-        self._unsure.discard(name)
+        self._kept.unsure.discard(name)
+        self.reverted.discard(name)
         if claim is None:
             if self._kept.claims.pop(name, None) is None:
                 return
         else:
-            self._kept.claims[name] = claim
+            self._supersede(name, claim)
             self._kept.lost.pop(name, None)
         self._changes.claims[name] = claim
         self._changes.lost.pop(name, None)
+        self._changes.unsure.discard(name)
         self._begin()
+
+    def _supersede(self, name: Name, claim: Claim) -> None:
+        before = self._kept.claims.get(name)
+        if before is not None and before.revision > claim.revision:
+            self._older[name] = before  # by the number: whether it was set back, `listed` tells
+        self._kept.claims[name] = claim
+        if claim.revision > self._kept.revision:
+            self._seen(claim.revision)
+
+    def enrolled(self, instance: str, before: str | None) -> None:
+        """An enrolment has replaced the epoch `before`.
+
+        Where that is an instance of ours that a later one had replaced, or there is none any
+        more, the store was set back: so it is found out although others have written more since
+        than was lost.
+        """
+        earlier = self._kept.instances[:-1]
+        if self._kept.instances and (before is None or before in earlier):
+            self._is_set_back = True
+        self._kept.instances.append(instance)
+        self._changes.instances.append(instance)
+        self._begin()
+
+    def set_back(self) -> None:
+        """The store was found to be another, or an older one, while it was used."""
+        self._is_set_back = True
 
     def listed(self, revision: int, names: Iterable[Name]) -> None:
         """All claims of the host were listed at a revision; `learnt` has heard of each.
@@ -286,7 +365,8 @@ class Notes:
         seen of it: then it was set back, and they are lost.
         """
         self._heard()
-        set_back = revision < self._kept.revision
+        seen = max([self._kept.revision, *(one.revision for one in self._older.values())])
+        set_back = self._is_set_back or revision < seen
         missing = self._kept.claims.keys() - set(names)
         if set_back:
             _log.error(
@@ -302,8 +382,16 @@ class Notes:
                 self._changes.lost[name] = True
             else:
                 self._changes.claims[name] = None
+        older, self._older, self._is_set_back = self._older, {}, False
+        if set_back:
+            self.reverted |= {name for name, one in older.items() if self._has_failed(name, one)}
         self._seen(revision)
         self._begin()
+
+    def _has_failed(self, name: Name, before: Claim) -> bool:
+        now = self._kept.claims.get(name)
+        removing = now is not None and now.state is ClaimState.REMOVING
+        return removing and before.state is ClaimState.ACTIVE
 
     def told(self, revision: int) -> None:
         """The watch has told all up to a revision."""
@@ -318,8 +406,8 @@ class Notes:
         It may be applied although nobody is told, even after we are gone, so the journal no
         longer vouches for the claim, until the store's next word on it.
         """
-        self._unsure.add(name)
-        self._changes.claims[name] = None
+        self._kept.unsure.add(name)
+        self._changes.unsure.add(name)
         self._begin()
 
     def vouches(self, name: Name) -> Claim | None:
@@ -329,7 +417,7 @@ class Notes:
         """
         claim = self._kept.claims.get(name)
         certain = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
-        if claim is None or name in self._unsure or claim.state not in certain:
+        if claim is None or name in self._kept.unsure or claim.state not in certain:
             return None
         return claim
 
@@ -368,7 +456,7 @@ class Notes:
         self._journal.close()
 
     def _seen(self, revision: int) -> None:
-        self._kept = Kept(revision, self._kept.claims, self._kept.lost, self._kept.permits)
+        self._kept = replace(self._kept, revision=revision)
         self._changes.revision = revision
 
     def _begin(self) -> None:

@@ -12,14 +12,15 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from agent.journal import JournalFailed
 from agent.threads import in_thread
 from coordinator.client import Client
 from coordinator.errors import (
-    Fenced,
     MdevnsError,
     NameTaken,
     NotFound,
     OutcomeUnknown,
+    TryAgain,
     Unreachable,
 )
 from coordinator.model import Claim, random_name
@@ -28,20 +29,20 @@ from coordinator.states import ClaimEvent, ClaimState, transition
 from coordinator.waiting import await_made
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from agent.bus import Device
     from agent.enrolment import Enrolment, Parts
     from agent.steps import Enrolled
     from coordinator.model import Maker, Name, Wish
-    from coordinator.transactions import Change
+    from coordinator.transactions import Answer, Change
 
 __all__ = ["ANSWER", "Local"]
 
 ANSWER = 10.0
 """Seconds in which the store is expected to answer what a caller here waits for."""
 
-STARTING = 10.0
+STARTING = 25.0
 """Seconds after an agent's start in which callers wait until it is enrolled."""
 
 
@@ -55,17 +56,29 @@ class Local:
         self.parts, self.host = parts, host
         self.enrolment: Enrolment | None = None
         self.starting = starting
+        self._is_away = False
         self._began = parts.clock.boottime()
 
     async def started(self) -> None:
-        """Wait, shortly after the agent's start, until it is enrolled or that takes too long.
+        """Wait, shortly after the agent's start, until it is enrolled or finds the store away.
 
-        Who calls at boot, as mdevctl's autostart does, is often there first. Later nobody waits:
-        then the store is away.
+        Who calls at boot, as mdevctl's autostart does, is often there first.
         """
         left = self._began + self.starting - self.parts.clock.boottime()
         if left > 0:
-            await self.until(lambda: self.store_answers, left)
+            await self.until(lambda: self.store_answers or self.store_is_away, left)
+
+    def say_away(self, is_away: bool) -> None:  # noqa: FBT001 - it is all that is said
+        """The agent tried to enrol: the store could not be reached, or answers."""
+        self._is_away = is_away
+        self.parts.notes.stir()
+
+    @property
+    def store_is_away(self) -> bool:
+        """Whether the store was asked and did not answer; not so while the agent enrols."""
+        if self.enrolment is not None:
+            return not self.enrolment.is_alive
+        return self._is_away
 
     # To look.
 
@@ -109,26 +122,25 @@ class Local:
         with_id = request or f"local-{self.parts.rng.getrandbits(64):016x}"
         chosen = name or random_name(self.parts.rng.getrandbits(128))
         enrolment, enrolled = self._in_force()
+        now = enrolled.clock.now()
         change = enrolled.claims.claim(
             chosen,
             with_id,
             wish,
             boot_id=enrolled.boot_id,
-            now=enrolled.clock.now(),
+            now=now,
             by=by,
             maker=maker,
         )
-        before = enrolment.doubts
         try:
-            claim = await self.make(None, ClaimEvent.CLAIM, change)
+            claim = await self.make(None, ClaimEvent.CLAIM, change, now=now)
         except NameTaken as error:
-            if enrolment.doubts != before:
-                # A copy of the request that was in doubt may come late and take the name for
-                # nobody, once it is free. It compares the epoch, so a new one ends it.
-                why = "a claim was refused whose first copy may be under way"
-                enrolment.reconciler.fence(Fenced(f"host {self.host}", why, "it enrols again"))
             async with self.client(by) as client:
                 raise await client.explained(chosen, error) from None
+        if (claim.maker, claim.parent) != (maker, wish.parent):
+            # The same request as another one's, that is: nobody waits for this process.
+            why = f"request {with_id} has claimed it for {claim.parent} and another process"
+            raise TryAgain(chosen, why, "use a request id of its own", name=chosen)
         enrolment.reconciler.poke((chosen,))
         return claim
 
@@ -167,11 +179,15 @@ class Local:
         if result.error is not None:
             raise result.error
 
-    def through(self, name: Name) -> None:
-        """Whoever makes or removes a device itself says that its write has returned."""
-        self.parts.makers.through(name, self.claim(name))
+    def through(self, name: Name, pid: int) -> bool:
+        """A process that makes or removes a device itself says that its write has returned.
+
+        Whether it is the one that is waited for.
+        """
+        is_it = self.parts.makers.through(name, self.claim(name), pid)
         if self.enrolment is not None:
             self.enrolment.reconciler.poke((name,))
+        return is_it
 
     # What `agent.mdevctl` needs too.
 
@@ -200,30 +216,36 @@ class Local:
         """
         return self._in_force()[1]
 
-    async def make(self, state: ClaimState | None, event: ClaimEvent, change: Change) -> Claim:
+    async def make(
+        self, state: ClaimState | None, event: ClaimEvent, change: Change, *, now: str = ""
+    ) -> Claim:
         """Make one transition that leaves a claim, and have it in the journal.
 
+        With `now` it claims a free name at that time.
+
         Raises:
-            OutcomeUnknown: the store did not answer in time. It is asked on and on, and what
-                becomes of it is reconciled.
+            OutcomeUnknown: the store did not answer in time, or the journal could not be
+                written: whoever wanted to write to the kernel must not. The store is asked on
+                and on, and what becomes of it is reconciled.
         """
         enrolled = self.enrolled
         guards = [enrolled.claims.in_force(self.host, enrolled.session.instance)]
         if not transition(state, event).during_hold:
             guards.append(enrolled.claims.no_hold())
-        try:
-            async with asyncio.timeout(ANSWER):
-                answer = await enrolled.commit.change(tuple(guards), change)
-        except TimeoutError:
-            why = "the store did not answer in time"
-            hint = "the same again tells; see: mdevns doctor"
-            raise OutcomeUnknown(change.name, why, hint, name=change.name) from None
+        answer = await _in_time(enrolled.commit.change(tuple(guards), change), change.name)
         claim = answer.made()
         assert claim is not None
-        if event is ClaimEvent.CLAIM and claim.state is ClaimState.CREATING:
+        if claim.maker is not None:
+            self.parts.makers.expect(change.name)
+        elif claim.created == now:  # and not that of an earlier copy of the request
             enrolled.taken[change.name] = claim.revision
         enrolled.informer.learn(change.name, answer.revision, claim)
-        await self.parts.notes.written()
+        try:
+            await self.parts.notes.written()
+        except JournalFailed as error:
+            if claim.maker is not None:
+                self.through(change.name, claim.maker.pid)
+            raise _unknown(change.name, f"it stands in the store, but {error.why}") from error
         return claim
 
     async def until(self, holds: Callable[[], bool], seconds: float) -> bool:
@@ -246,3 +268,25 @@ class Local:
             yield client
         finally:
             await client.close()
+
+
+async def _in_time(answer: Awaitable[Answer], name: Name) -> Answer:
+    """An answer of the store.
+
+    Raises:
+        OutcomeUnknown: it did not come in time, or the enrolment that waits for it has ended.
+    """
+    try:
+        async with asyncio.timeout(ANSWER):
+            return await answer
+    except TimeoutError:
+        raise _unknown(name, "the store did not answer in time") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # it is whoever asks that has gone
+        raise _unknown(name, "the agent enrols again") from None
+
+
+def _unknown(name: Name, why: str) -> OutcomeUnknown:
+    return OutcomeUnknown(name, why, f"the same again tells; see: mdevns show {name}", name=name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import grp
 import os
 import socket
 import struct
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agent.api import PEER, Peer, application
-from coordinator.errors import Misconfigured
+from coordinator.errors import MdevnsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -46,13 +48,15 @@ async def local_socket(run_dir: Path, local: Local, vitals: Vitals) -> AsyncIter
     Whoever calls holds the agent's lock: what stands there is what a killed agent left.
 
     Raises:
-        Misconfigured: it cannot be made there.
+        MdevnsError: it cannot be made there.
     """
     path = run_dir / SOCKET
     try:
         listening = _listening(path)
     except OSError as error:
-        raise Misconfigured(f"socket {path}", str(error.strerror)) from None
+        hint = "see that its directory has room and is the agent's to write"
+        name = errno.errorcode.get(error.errno or 0, "EIO")
+        raise MdevnsError(f"socket {path}", str(error.strerror), hint, errno_name=name) from None
     config = uvicorn.Config(
         application(local, vitals),
         http=_Protocol,
@@ -95,14 +99,12 @@ def _listening(path: Path) -> socket.socket:
 
 def _give_to_group(path: Path) -> None:
     gid = _group()
-    if gid is None:
-        return
-    for which in (path.parent, path):
-        if which.stat().st_gid != gid:
-            with suppress(PermissionError):
-                os.chown(which, -1, gid)
+    if gid is not None and path.stat().st_gid != gid:
+        with suppress(PermissionError):  # under systemd it is the group's already
+            os.chown(path, -1, gid)
 
 
+@cache
 def _group() -> int | None:
     try:
         return grp.getgrnam(GROUP).gr_gid

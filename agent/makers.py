@@ -59,14 +59,25 @@ class Makers:
 
     def permit(self, name: Name, maker: Maker) -> None:
         """Note that a process may make a device under a claim of the journal."""
-        self._through.pop(name, None)
         self._notes.permit(name, Permit(maker=maker, boot_id=self._boot_id()))
 
-    def through(self, name: Name, claim: Claim | None) -> None:
-        """Whoever made or removed the device says that its write has returned."""
-        self._notes.permit(name, None)
-        if claim is not None and claim.maker is not None:
-            self._through[name] = claim.maker
+    def expect(self, name: Name) -> None:
+        """A claim names its maker anew: what one has said before was of another write."""
+        self._through.pop(name, None)
+
+    def through(self, name: Name, claim: Claim | None, pid: int) -> bool:
+        """A process says that its write has returned; whether it is the one that is waited for.
+
+        What another one says, which got EEXIST from the kernel perhaps, is nothing about that.
+        """
+        permit = self._notes.permits.get(name)
+        if permit is not None and permit.maker.pid == pid:
+            self._notes.permit(name, None)
+            return True
+        if claim is None or claim.maker is None or claim.maker.pid != pid:
+            return False
+        self._through[name] = claim.maker
+        return True
 
     def write(self, name: Name, claim: Claim | None) -> bool:
         """Whether one may be writing to the kernel for a name.

@@ -13,6 +13,8 @@ device may stand can be freed by this host alone, so the journal's word on it ho
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +22,12 @@ import msgspec
 import structlog
 
 from agent.bus import Presence
-from agent.makers import maker_of
-from agent.reconcile import Refusal, Write
+from agent.makers import living, maker_of
 from agent.threads import in_thread
 from agent.words import AttributeName, AttributeValue, Label, Pid, Uuid
 from coordinator.defining import define
 from coordinator.errors import (
+    Holder,
     InUse,
     InvalidValue,
     MdevnsError,
@@ -60,6 +62,7 @@ _log = structlog.get_logger()
 
 _BY = "mdevctl"
 _SETTLED = 5.0  # seconds for which mdevctl is kept until its claim has followed the device
+_AGAIN = 2.0  # seconds between tries at what the store refused
 _DEFINITIONS = Path("/etc/mdevctl.d")
 
 
@@ -97,20 +100,75 @@ class _Asked(msgspec.Struct, frozen=True):
     autostart: bool
 
 
+class _Pending:
+    """Definitions that mdevctl makes or takes back, of which it has not told the end.
+
+    It tells by a callout that may be killed, and ignores what that is answered. So once its
+    process has ended, and the store answers, its file tells instead.
+    """
+
+    def __init__(self, local: Local, settle: Callable[[_Asked], Awaitable[None]]) -> None:
+        self._local, self._settle = local, settle
+        self._waits: dict[tuple[Name, int], asyncio.Task[None]] = {}
+
+    def watch(self, asked: _Asked, maker: Maker) -> None:
+        """A process has leave to define or undefine a name."""
+        key = asked.name, maker.pid
+        if key not in self._waits:
+            self._waits[key] = asyncio.create_task(self._wait(asked, maker))
+
+    def over(self, name: Name, pid: int) -> None:
+        """It has told, and what it told was noted."""
+        wait = self._waits.pop((name, pid), None)
+        if wait is not None:
+            wait.cancel()
+
+    async def _wait(self, asked: _Asked, maker: Maker) -> None:
+        try:
+            await _ended(maker)
+            while True:
+                await self._local.parts.notes.until(lambda: self._local.store_answers)
+                try:
+                    await self._settle(asked)
+                except MdevnsError as error:
+                    _log.warning("definition not settled", name=asked.name, error=error.line)
+                    await asyncio.sleep(_AGAIN)
+                else:
+                    return
+        finally:
+            self._waits.pop((asked.name, maker.pid), None)
+
+
+async def _ended(maker: Maker) -> None:
+    """Wait until a process has ended."""
+    try:
+        fd = os.pidfd_open(maker.pid)
+    except ProcessLookupError:
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        loop.add_reader(fd, ended.set)
+        if living(maker.pid) == maker:  # and not a later one of that pid
+            await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
 class Mdevctl:
     """Answers the callout. `definitions` is where mdevctl keeps what was defined."""
 
     def __init__(self, local: Local, definitions: Path = _DEFINITIONS) -> None:
         self._local, self._definitions = local, definitions
-        self._defined_here: set[Name] = set()
+        self._pending = _Pending(local, self._settle_definition)
         before: Mapping[str, Callable[[_Asked, Maker], Awaitable[None]]] = {
             "start": self._start,
             "stop": self._stop,
             "define": self._define,
-            "undefine": self._may_change,
-            "modify": self._may_modify,
+            "undefine": self._undefine,
+            "modify": self._modify,
         }
-        after: Mapping[str, Callable[[_Asked, bool], Awaitable[None]]] = {
+        after: Mapping[str, Callable[[_Asked, int, bool], Awaitable[None]]] = {
             "start": self._started,
             "stop": self._stopped,
             "define": self._defined,
@@ -129,7 +187,7 @@ class Mdevctl:
             await self._local.started()
             await self._before[call.action](_asked(call), maker_of(call.holder))
         elif call.event == "post" and call.action in self._after:
-            await self._after[call.action](_asked(call), call.state == "success")
+            await self._after[call.action](_asked(call), call.holder, call.state == "success")
         elif self._local.enrolment is not None:
             self._local.enrolment.reconciler.poke((parse_name(call.name),))
 
@@ -141,9 +199,9 @@ class Mdevctl:
             _refuse_elsewhere(claim, asked)
         try:
             await self._claim_start(claim, asked, maker)
-        except (Unreachable, OutcomeUnknown):
+        except (Unreachable, OutcomeUnknown) as error:
             # What is unknown is asked for on and on; its claim names a maker that lives.
-            await self._permit(asked, maker)
+            await self._permit(asked, maker, error)
 
     async def _claim_start(self, claim: Claim | None, asked: _Asked, maker: Maker) -> None:
         local = self._local
@@ -164,28 +222,42 @@ class Mdevctl:
         )
         await local.make(claim.state, ClaimEvent.BEGIN, change)
 
-    async def _permit(self, asked: _Asked, maker: Maker) -> None:
-        """Let a device be made under what the journal knows, and remember it over a crash."""
-        claim = self._local.parts.notes.vouches(asked.name)
-        if claim is None or claim.state is ClaimState.REMOVING or not claim.persistent:
-            why = "the store cannot be reached, and the journal cannot vouch for a claim of it"
-            raise Unreachable(asked.name, why, "nothing was done; see: mdevns doctor")
+    async def _permit(self, asked: _Asked, maker: Maker, error: MdevnsError) -> None:
+        """Let a device be made under what the journal knows, and remember it over a crash.
+
+        Raises:
+            MdevnsError: `error`, where the journal cannot vouch for a claim of it.
+        """
+        local, parts = self._local, self._local.parts
+        if self._vouched(asked.name) is None:
+            raise error
         if not await self._is_absent(asked.name):
-            raise NameTaken(asked.name, claim.holder)
-        enrolment = self._local.enrolment
-        if enrolment is not None and enrolment.reconciler.is_at(asked.name):
+            raise NameTaken(asked.name, _holder(local, asked.name))
+        # From here to the permit nobody else's turn comes: what was true may not have stayed so.
+        claim = self._vouched(asked.name)
+        if claim is None or not local.store_is_away:
+            raise error
+        if parts.makers.write(asked.name, claim):
+            raise _busy(claim)
+        if local.enrolment is not None and local.enrolment.reconciler.is_at(asked.name):
             # A step that has begun does not know of the permit, and may give the name up.
             raise _busy(claim)
-        self._local.parts.makers.permit(asked.name, maker)
-        await self._local.parts.notes.written()
+        parts.makers.permit(asked.name, maker)
+        await parts.notes.written()
         _log.warning("permitted by the journal", name=asked.name, parent=asked.parent)
+
+    def _vouched(self, name: Name) -> Claim | None:
+        claim = self._local.parts.notes.vouches(name)
+        if claim is None or claim.state is ClaimState.REMOVING or not claim.persistent:
+            return None
+        return claim
 
     async def _stop(self, asked: _Asked, maker: Maker) -> None:
         claim = self._local.claim(asked.name)
         if await in_thread(self._local.parts.bus.busy, asked.name):
             hint = "stop its virtual machine first"
             raise InUse(asked.name, "something has the device open", hint, name=asked.name)
-        if claim is None or not self._local.store_answers:
+        if claim is None or claim.parent != asked.parent or not self._local.store_answers:
             return  # not ours; or seen absent when the store is back, and only then given up
         if claim.state in (ClaimState.CREATING, ClaimState.REMOVING):
             raise _busy(claim)
@@ -193,11 +265,15 @@ class Mdevctl:
             enrolled = self._local.enrolled
             then = AfterRemoval.DEFINED if claim.persistent else AfterRemoval.FREE
             change = enrolled.claims.retire(
-                claim, Removal(then), now=enrolled.clock.now(), maker=maker
+                claim,
+                Removal(then),
+                now=enrolled.clock.now(),
+                maker=maker,
+                boot_id=enrolled.boot_id,
             )
             await self._local.make(claim.state, ClaimEvent.RETIRE, change)
 
-    async def _define(self, asked: _Asked, _: Maker) -> None:
+    async def _define(self, asked: _Asked, maker: Maker) -> None:
         claim = self._local.claim(asked.name)
         if claim is not None:
             _refuse_elsewhere(claim, asked)
@@ -215,71 +291,89 @@ class Mdevctl:
         )
         enrolled = self._local.enrolled
         request = f"mdevctl-{enrolled.rng.getrandbits(64):016x}"
+        self._pending.watch(asked, maker)
         async with self._local.client(_BY) as client:
             # mdevctl starts with the next boot, or when it is asked to; not by defining.
             result = await define(
                 client, asked.name, wish, request=request, boot_id=enrolled.boot_id
             )
         if result.error is not None:
+            self._pending.over(asked.name, maker.pid)
             raise result.error
-        self._defined_here.add(asked.name)
 
-    async def _may_change(self, asked: _Asked, _: Maker) -> None:
+    async def _undefine(self, asked: _Asked, maker: Maker) -> None:
+        if await self._may_change(asked):
+            self._pending.watch(asked, maker)
+
+    async def _may_change(self, asked: _Asked) -> bool:
+        """Whether it is a claim of ours, which may change."""
         claim = self._local.claim(asked.name)
-        if claim is None:
-            return
+        if claim is None or claim.parent != asked.parent:
+            return False
         if claim.state in (ClaimState.CREATING, ClaimState.REMOVING):
             raise _busy(claim)
         self._local.enrolled  # noqa: B018 - what cannot be noted afterwards is not begun
+        return True
 
-    async def _may_modify(self, asked: _Asked, maker: Maker) -> None:
+    async def _modify(self, asked: _Asked, _: Maker) -> None:
         claim = self._local.claim(asked.name)
         if claim is not None:
             _refuse_elsewhere(claim, asked)
-        await self._may_change(asked, maker)
+        await self._may_change(asked)
 
     # After it.
 
-    async def _started(self, asked: _Asked, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _started(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
         enrolment = self._local.enrolment
-        if done and enrolment is not None:
-            enrolment.enrolled.scanner.made(asked.name)
-        self._local.through(asked.name)
-        await self._followed(asked.name, ClaimState.CREATING)
+        if self._local.through(asked.name, pid):
+            if done and enrolment is not None:
+                enrolment.enrolled.scanner.made(asked.name)
+            await self._followed(asked.name, ClaimState.CREATING)
 
-    async def _stopped(self, asked: _Asked, done: bool) -> None:  # noqa: FBT001 - one of a table
-        enrolment = self._local.enrolment
-        if not done and enrolment is not None:
-            text = "mdevctl could not remove it"
-            enrolment.reconciler.refused(asked.name, Refusal(Write.REMOVE, "EIO", text))
-        self._local.through(asked.name)
-        await self._followed(asked.name, ClaimState.REMOVING)
+    async def _stopped(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+        # One that did not remove it is not stood in for: the claim is active again.
+        del done
+        if self._local.through(asked.name, pid):
+            await self._followed(asked.name, ClaimState.REMOVING)
 
-    async def _defined(self, asked: _Asked, done: bool) -> None:  # noqa: FBT001 - one of a table
-        ours = asked.name in self._defined_here
-        self._defined_here.discard(asked.name)
+    async def _defined(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+        self._pending.over(asked.name, pid)
         if done:
             await self._amend(asked, persistent=True)
-        elif ours and not (self._definitions / asked.parent / asked.name).exists():
-            await self._give_up(asked.name)
+        else:
+            await self._settle_definition(asked)
 
-    async def _undefined(self, asked: _Asked, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _undefined(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
         claim = self._local.claim(asked.name)
-        if not done or claim is None:
+        if done and claim is not None and claim.parent == asked.parent:
+            if claim.state is ClaimState.DEFINED:
+                await self._give_up(asked.name)
+            elif claim.state is ClaimState.ACTIVE:
+                await self._amend(asked, persistent=False)
+        self._pending.over(asked.name, pid)
+
+    async def _modified(self, asked: _Asked, _: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+        claim = self._local.claim(asked.name)
+        if done and claim is not None:
+            await self._amend(asked, persistent=claim.persistent)
+
+    async def _settle_definition(self, asked: _Asked) -> None:
+        """Nobody tells what became of it: mdevctl's file does. Without one the name is given up."""
+        claim = self._local.claim(asked.name)
+        if claim is None or claim.parent != asked.parent or not claim.persistent:
+            return
+        if (self._definitions / asked.parent / asked.name).exists():
             return
         if claim.state is ClaimState.DEFINED:
             await self._give_up(asked.name)
         elif claim.state is ClaimState.ACTIVE:
             await self._amend(asked, persistent=False)
 
-    async def _modified(self, asked: _Asked, done: bool) -> None:  # noqa: FBT001 - one of a table
-        claim = self._local.claim(asked.name)
-        if done and claim is not None:
-            await self._amend(asked, persistent=claim.persistent)
-
     async def _amend(self, asked: _Asked, *, persistent: bool) -> None:
         claim = self._local.claim(asked.name)
         if claim is None or claim.state not in (ClaimState.ACTIVE, ClaimState.DEFINED):
+            return
+        if (claim.parent, claim.type) != (asked.parent, asked.type):
             return
         autostart = persistent and asked.autostart
         wanted = (persistent, autostart, asked.attrs)
@@ -351,6 +445,11 @@ def _refuse_elsewhere(claim: Claim, asked: _Asked) -> None:
             claim.name, why, "undefine it first, and define it anew", name=claim.name
         )
     raise NameTaken(claim.name, claim.holder)
+
+
+def _holder(local: Local, name: Name) -> Holder:
+    claim = local.claim(name)
+    return Holder(local.host, None, "unclaimed") if claim is None else claim.holder
 
 
 def _busy(claim: Claim) -> MdevnsError:

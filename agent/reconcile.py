@@ -182,7 +182,7 @@ def _active(claim: Claim, facts: Facts) -> Decision:
     return Decision(Action.BEGIN if _starts_now(claim, facts) else Action.LOSE)
 
 
-def _removing(_: Claim, facts: Facts) -> Decision:
+def _removing(claim: Claim, facts: Facts) -> Decision:
     if facts.sight is Sight.ABSENT:
         return Decision(Action.RELEASE)
     if facts.sight is Sight.OTHER:
@@ -190,6 +190,10 @@ def _removing(_: Claim, facts: Facts) -> Decision:
     refusal = facts.refusal
     if refusal is not None and refusal.write is Write.REMOVE:
         return Decision(Action.RESTORE, refusal.errno, refusal.text)
+    if claim.maker is not None:
+        # Nobody asked us to remove it in its place.
+        text = f"{claim.host}/{claim.parent}: process {claim.maker.pid} did not remove it"
+        return Decision(Action.RESTORE, "EIO", text)
     return _when_settled(facts, Action.REMOVE)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.reconcile import Action, Facts, Sight, decide, sight_of
+from agent.reconcile import Action, Facts, Refusal, Sight, Write, decide, sight_of
 from agent.steps import Again, Enrolled, Steps
 from coordinator.errors import Fenced, LeaseGone, MdevnsError, Moved
 from coordinator.model import Unreadable
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.bus import Device
-    from agent.reconcile import Refusal
     from agent.scanner import Look
     from coordinator.model import Claim, Name
 
@@ -41,13 +40,14 @@ class Reconciler:
         self._tasks: dict[Name, asyncio.Task[None]] = {}
         self._tries: dict[Name, int] = {}
         self._timers: dict[Name, asyncio.TimerHandle] = {}
-        self._stopping = False
+        self.stopping = False
+        """Whether nothing more is begun: the agent stops, or the enrolment is over."""
         self.fenced: asyncio.Future[MdevnsError] = asyncio.get_running_loop().create_future()
         """Done when the enrolment is no longer in force, with the reason."""
 
     def poke(self, names: Iterable[Name]) -> None:
         """Something may have changed for these names."""
-        if self._stopping or not self._e.informer.listed.is_set():
+        if self.stopping or not self._e.informer.listed.is_set():
             return  # before the claims are listed, "no claim" would be a guess
         for name in names:
             self._dirty.add(name)
@@ -73,7 +73,7 @@ class Reconciler:
         """End the enrolment: nothing more is begun in it."""
         if not self.fenced.done():
             self.fenced.set_result(error)
-        self._stopping = True
+        self.stopping = True
 
     def refused(self, name: Name, refusal: Refusal) -> None:
         """The kernel refused a write that somebody else made for the name."""
@@ -81,14 +81,14 @@ class Reconciler:
 
     async def stop(self, grace: float) -> None:
         """Begin nothing more; finish within `grace` seconds what the kernel was given."""
-        self._stopping = True
+        self.stopping = True
         await self._e.workers.stop(grace)
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=grace)
 
     async def abandon(self) -> None:
         """Drop everything now. What the kernel was given goes on, and its locks tell."""
-        self._stopping = True
+        self.stopping = True
         for timer in self._timers.values():
             timer.cancel()
         tasks = list(self._tasks.values())
@@ -98,7 +98,7 @@ class Reconciler:
 
     async def _work(self, name: Name) -> None:
         try:
-            while name in self._dirty and not self._stopping:
+            while name in self._dirty and not self.stopping:
                 self._dirty.discard(name)
                 self._look_again(name, await self._try_step(name))
         finally:
@@ -173,6 +173,13 @@ class Reconciler:
         self._steps.forget(name)
         return Again.NOT
 
+    def _reverted(self, name: Name) -> Refusal | None:
+        """A removal that was over when the store was set back to before its end."""
+        if name not in self._e.notes.reverted:
+            return None
+        text = "the store was set back to before this removal had failed"
+        return Refusal(Write.REMOVE, "ESTALE", text)
+
     def _facts(
         self,
         name: Name,
@@ -189,6 +196,6 @@ class Reconciler:
             settled=self._e.scanner.settled_in(name) <= 0,
             in_flight=name in look.in_flight,
             offers=claim is not None and look.scan.offers(claim.parent, claim.type),
-            refusal=self._steps.refusal(name),
+            refusal=self._steps.refusal(name) or self._reverted(name),
             made_elsewhere=made_elsewhere,
         )

@@ -365,6 +365,7 @@ class Steps:
                 error = self._error(decision)
                 event, change = ClaimEvent.RESTORE, claims.restore(claim, error, now=now)
             case _:
+                await self._e.notes.written()  # that it is being removed, and not there any more
                 event = ClaimEvent.RELEASE
                 change = claims.release(claim, boot_id=self._e.boot_id, now=now)
         await self._change(event, claim, change)

@@ -35,7 +35,8 @@ class GroupCommit:
 
     `patience` in seconds is how long an unknown outcome is asked for again (None: until it
     is answered). With `late` what is asked for stays as it was answered (`coordinator.late`);
-    without, `doubted` is called when an outcome was unknown, as for `settle`.
+    without, `left` is called with each change that was refused after its outcome was unknown: a
+    copy of it may be under way for longer than anybody waits.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class GroupCommit:
         patience: float | None,
         rng: random.Random,
         late: LateCopies | None = None,
-        doubted: Callable[[], None] = lambda: None,
+        left: Callable[[Change], None] = lambda _: None,
     ) -> None:
         self._store, self._patience, self._rng = store, patience, rng
-        self._late, self._doubted = late, doubted
+        self._late, self._left = late, left
         self._waiting: dict[tuple[Guard, ...], list[_Asked]] = {}
         self._tasks: dict[tuple[Guard, ...], asyncio.Task[None]] = {}
 
@@ -119,13 +120,26 @@ class GroupCommit:
     async def _transact(self, guards: Sequence[Guard], changes: Sequence[Change]) -> list[Answer]:
         if self._late is not None:
             return await self._late.transact(guards, changes)
+        doubts: list[bool] = []
+        refused = list(changes)
+        try:
+            answers = await self._sent(guards, changes, lambda: doubts.append(True))
+            refused = [c for c, a in zip(changes, answers, strict=True) if a.error is not None]
+        finally:
+            for change in refused if doubts else ():
+                self._left(change)
+        return answers
+
+    async def _sent(
+        self, guards: Sequence[Guard], changes: Sequence[Change], doubted: Callable[[], None]
+    ) -> list[Answer]:
         return await transact(
             self._store,
             guards,
             changes,
             patience=self._patience,
             rng=self._rng,
-            doubted=self._doubted,
+            doubted=doubted,
         )
 
     async def _send(self, guards: tuple[Guard, ...], batch: list[_Asked]) -> None:

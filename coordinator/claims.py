@@ -325,13 +325,21 @@ class Claims:
     # An operator.
 
     def retire(
-        self, claim: Claim, removal: Removal, *, now: str, maker: Maker | None = None
+        self,
+        claim: Claim,
+        removal: Removal,
+        *,
+        now: str,
+        maker: Maker | None = None,
+        boot_id: str | None = None,
     ) -> Change:
         """active or defined → removing: its host's agent shall remove the device.
 
-        With a `maker` that process does, and nobody else for as long as it lives.
+        With a `maker` that process does, in the boot of `boot_id`, and nobody else for as long
+        as it lives.
         """
         value = _entered(claim, ClaimState.REMOVING, now, removal=removal, error=None, maker=maker)
+        value = msgspec.structs.replace(value, boot_id=boot_id or claim.boot_id)
         return self._move(ClaimEvent.RETIRE, claim, value)
 
     def amend(

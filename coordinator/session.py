@@ -61,11 +61,21 @@ class Session:
     """
 
     def __init__(
-        self, store: Store, clock: Clock, *, host: str, instance: str, lease: int, deadline: float
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        host: str,
+        instance: str,
+        lease: int,
+        deadline: float,
+        epoch_before: str | None = None,
     ) -> None:
         self._store, self._clock = store, clock
         self.host, self.instance, self.lease = host, instance, lease
         self.deadline = deadline
+        self.epoch_before = epoch_before
+        """The epoch that this enrolment has replaced; None: there was none."""
         self.began = clock.boottime()
         """When it was made, on CLOCK_BOOTTIME."""
 
@@ -156,6 +166,9 @@ class Enroller:
             instance=instance,
             lease=lease.id,
             deadline=asked + lease.ttl,
+            epoch_before=None
+            if standing.epoch is None
+            else standing.epoch.value.decode(errors="replace"),
         )
 
     async def _read(self) -> _Standing:

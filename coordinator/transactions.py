@@ -99,6 +99,11 @@ class Change:
     refused: Callable[[tuple[KeyValue | None, ...], int], Answer]
 
     @property
+    def takes(self) -> bool:
+        """Whether it takes a free name: a copy of it may be applied as soon as the name is free."""
+        return any(holds(compare, None) for compare in self.when)
+
+    @property
     def longest(self) -> int:
         """The length of its longest list, which etcd counts."""
         return max(len(self.when), len(self.then), len(self.otherwise))

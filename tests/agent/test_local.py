@@ -150,11 +150,12 @@ async def test_a_device_that_is_open_is_busy(host: Host) -> None:
 
 async def test_a_maker_makes_its_device_itself(host: Host) -> None:
     """Claimed with a maker, the agent writes nothing and takes note when it is made."""
+    mine = {"maker": os.getpid()}
     async with served(host) as agent:
-        answer = await agent.ask("POST", "/v1/claims", device(host, maker=os.getpid()))
+        answer = await agent.ask("POST", "/v1/claims", device(host, **mine))
         assert (answer.status, answer.body["state"]) == (202, "creating")
         simulated.create(host.directory, host.parents[0], TYPE, NAME)
-        assert (await agent.ask("POST", f"/v1/claims/{NAME}/made", {})).status == 202
+        assert (await agent.ask("POST", f"/v1/claims/{NAME}/made", mine)).status == 202
         await host.wait(lambda: host.is_in(ACTIVE))
         claim = host.claim()
         assert claim is not None
@@ -174,9 +175,10 @@ async def test_a_maker_that_ends_without_making_gives_its_name_back(host: Host) 
 
 async def test_a_maker_that_is_through_with_nothing_gives_its_name_back(host: Host) -> None:
     """It need not end: what it says after its write is enough."""
+    mine = {"maker": os.getpid()}
     async with served(host) as agent:
-        await agent.ask("POST", "/v1/claims", device(host, maker=os.getpid()))
-        await agent.ask("POST", f"/v1/claims/{NAME}/made", {})
+        await agent.ask("POST", "/v1/claims", device(host, **mine))
+        await agent.ask("POST", f"/v1/claims/{NAME}/made", mine)
         await host.wait(lambda: host.claim() is None)
 
 
@@ -290,7 +292,7 @@ async def test_what_is_no_request_is_refused_in_one_form(host: Host) -> None:
             (422, "GET", "/v1/claims/x", None),
             (404, "GET", "/v2", None),
             (405, "DELETE", "/v1/claims", None),
-            (404, "POST", f"/v1/claims/{NAME}/made", {}),
+            (404, "POST", f"/v1/claims/{NAME}/made", {"maker": os.getpid()}),
             (404, "POST", f"/v1/claims/{NAME}/release", {}),
         ]
         for status, method, where, body in asks:

@@ -88,14 +88,21 @@ class Tool:
 
 @asynccontextmanager
 async def tool(
-    host: Host, *, enrols: bool = True, own: asyncio.subprocess.Process | None = None
+    host: Host,
+    *,
+    enrols: bool = True,
+    starts: bool = False,
+    own: asyncio.subprocess.Process | None = None,
 ) -> AsyncIterator[Tool]:
-    """mdevctl on a host whose agent runs; its `own` process outlives this."""
-    async with process() as made, host.agent(enrols=enrols) as agent:
-        if enrols:
-            await host.wait(lambda: agent.local.store_answers)
-        else:
+    """mdevctl on a host whose agent runs, or has found the store away, or just `starts`.
+
+    Its `own` process outlives this.
+    """
+    async with process() as made, host.agent(enrols=enrols and not starts) as agent:
+        if not starts:
             agent.local.starting = 0.0
+            local = agent.local
+            await host.wait(lambda: local.store_answers if enrols else local.store_is_away)
         yield Tool(host, agent, own or made)
 
 
@@ -369,8 +376,7 @@ async def test_what_is_no_word_of_ours_is_noted(host: Host) -> None:
 
 async def test_who_calls_while_the_agent_starts_is_answered_when_it_is_enrolled(host: Host) -> None:
     """At boot mdevctl's autostart is often there first."""
-    async with tool(host, enrols=False) as mdevctl:
-        mdevctl.agent.local.starting = 60.0
+    async with tool(host, starts=True) as mdevctl:
         await mdevctl.start()
         assert host.is_in(ACTIVE)
 

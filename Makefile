@@ -13,7 +13,7 @@ KEEP ?=
 
 MADE := .venv/made
 
-.PHONY: .venv check clean constraints demo help lab man pictures test
+.PHONY: .venv check clean constraints demo help kernel lab man pictures test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ check: $(MADE)  ## ruff and mypy --strict over everything
 	@.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+kernel: $(MADE)  ## docs/kernel.md, from the rows of the conformance suite
+	@.venv/bin/python -m deploy.lab.conformance document > docs/kernel.md
 
 man: $(MADE)  ## the manual, a page a command, in build/man
 	@.venv/bin/python -m cli.manpages build/man

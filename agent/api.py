@@ -261,6 +261,7 @@ class _Handlers:
             autostart=wanted.autostart,
         )
         maker = None if wanted.maker is None else maker_of(wanted.maker)
+        await self._local.started()
         claim = await self._local.take(
             wish,
             name=None if wanted.name is None else parse_name(wanted.name),
@@ -281,6 +282,7 @@ class _Handlers:
 
     async def release(self, asked: _Asked) -> tuple[int, DoneJson]:
         wanted: ReleaseJson = asked.body
+        await self._local.started()
         await self._local.release(asked.name, force=wanted.force, by=asked.peer.asked_by)
         return 200, DoneJson()
 
@@ -391,7 +393,7 @@ def _endpoint(operation: _Operation) -> Callable[[Request], Awaitable[Response]]
         _check_peer(request)
         body = None if operation.body is None else await _body(request, operation.body)
         status, answer = await operation.handle(_Asked(request, body))
-        return Response(msgspec.json.encode(answer), status, media_type=_JSON)
+        return Response(msgspec.json.encode(answer) + b"\n", status, media_type=_JSON)
 
     return endpoint
 
@@ -415,7 +417,7 @@ T = TypeVar("T")
 
 
 async def _body(request: Request, kind: type[T]) -> T:
-    """The request's body, read strictly.
+    """The request's body, read strictly; none is an empty object.
 
     Raises:
         InvalidValue: it is no such object.
@@ -426,7 +428,7 @@ async def _body(request: Request, kind: type[T]) -> T:
         if len(data) > _LARGEST:
             raise InvalidValue("the request", f"is over {_LARGEST} bytes")
     try:
-        return msgspec.convert(_JSON_READER.decode(data), kind)
+        return msgspec.convert(_JSON_READER.decode(data or b"{}"), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidValue("the request", str(error)) from None
 
@@ -435,7 +437,7 @@ async def _error(request: Request, error: MdevnsError) -> Response:
     """An error in the form that the caller takes: one line, or an object."""
     if request.headers.get("accept", "").startswith(_TEXT):
         return Response(error.line + "\n", _status(error), media_type=_TEXT)
-    return Response(msgspec.json.encode(error.as_json()), _status(error), media_type=_JSON)
+    return Response(msgspec.json.encode(error.as_json()) + b"\n", _status(error), media_type=_JSON)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
@@ -493,7 +495,8 @@ def _described(operation: _Operation) -> dict[str, Any]:
     answers |= {str(code): _content(kind, "Done.") for code, kind in operation.answers.items()}
     described: dict[str, Any] = {"summary": operation.does, "responses": answers}
     if operation.body is not None:
-        described["requestBody"] = {"required": True, **_content(operation.body)}
+        needed = any(field.required for field in msgspec.structs.fields(operation.body))
+        described["requestBody"] = {"required": needed, **_content(operation.body)}
     if "{name}" in operation.path:
         where = {"name": "name", "in": "path", "required": True}
         described["parameters"] = [{**where, "schema": msgspec.json.schema(Uuid)}]

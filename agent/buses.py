@@ -6,11 +6,10 @@ Starts fast, for the workers: the simulated kernel is loaded where it is asked f
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from agent.sysfs import SysfsBus
 
-__all__ = ["Directories", "directories", "open_bus"]
+__all__ = ["open_bus"]
 
 
 def open_bus(spec: str, run_dir: Path, *, for_worker: bool = False) -> SysfsBus:
@@ -27,23 +26,3 @@ def open_bus(spec: str, run_dir: Path, *, for_worker: bool = False) -> SysfsBus:
 
         return SimulatedBus(Path(rest), run_dir=run_dir, for_worker=for_worker)
     raise ValueError(f"{spec}: not a bus; use sysfs or sim:DIR")
-
-
-class Directories(NamedTuple):
-    """Where an agent keeps what it needs: `run` lasts as long as a boot, `state` outlives it.
-
-    In `run` are the locks and the socket, in `state` is the journal.
-    """
-
-    run: Path
-    state: Path
-
-
-def directories(bus: str, run: str | Path | None, state: str | Path | None) -> Directories:
-    """The directories that were chosen, and for those that were not the bus's own."""
-    simulated = bus.removeprefix("sim:")
-    if simulated == bus:
-        own = Directories(Path("/run/mdevns"), Path("/var/lib/mdevns"))
-    else:
-        own = Directories(Path(simulated) / "run", Path(simulated) / "state")
-    return Directories(Path(run) if run else own.run, Path(state) if state else own.state)

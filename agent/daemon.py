@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.buses import Directories, directories, open_bus
+from agent.buses import open_bus
 from agent.enrolment import Enrolment, Parts, unless
 from agent.exposition import OFF, parse_address, serving
 from agent.health import BEAT, Vitals, verdict
@@ -29,6 +29,7 @@ from agent.makers import Makers
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
 from agent.notify import Notifier
+from agent.places import Directories, directories
 from agent.sysfs import MachineUnknown
 from agent.threads import in_thread
 from agent.workers import Workers

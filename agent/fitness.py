@@ -14,10 +14,10 @@ from coordinator.fitness import Finding, Level
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.buses import Directories
+    from agent.places import Directories
     from agent.sysfs import SysfsBus
 
-__all__ = ["has_parents", "host_findings"]
+__all__ = ["has_parents", "host_findings", "mdevctl_findings"]
 
 _UDEV_CALLS = Path("usr/sbin/mdevctl")  # what Debian's rule calls, where no mdevctl is (measured)
 
@@ -41,7 +41,7 @@ def host_findings(spec: str, places: Directories, host: str) -> Iterator[Finding
     yield from _machine(bus, host)
     yield from _directory("run_dir", places.run, host)
     yield from _directory("state_dir", places.state, host)
-    yield from _mdevctl(bus.root, host)
+    yield from mdevctl_findings(bus.root, host)
 
 
 def _bus(bus: SysfsBus, spec: str, host: str) -> Iterator[Finding]:
@@ -80,7 +80,8 @@ def _directory(what: str, path: Path, host: str) -> Iterator[Finding]:
         yield Finding(Level.FAULT, what, host, f"{place} is full")
 
 
-def _mdevctl(root: Path, host: str) -> Iterator[Finding]:
+def mdevctl_findings(root: Path, host: str) -> Iterator[Finding]:
+    """What is to be told of the mdevctl of `host`, whose file system begins at `root`."""
     if (root / "usr/bin/mdevctl").exists() and not (root / _UDEV_CALLS).exists():
         why = (
             "mdevctl's own autostart never runs here: Debian's udev rule calls /usr/sbin/mdevctl, "

@@ -41,16 +41,31 @@ __all__ = ["ANSWER", "Local"]
 ANSWER = 10.0
 """Seconds in which the store is expected to answer what a caller here waits for."""
 
+STARTING = 10.0
+"""Seconds after an agent's start in which callers wait until it is enrolled."""
+
 
 class Local:
     """What one host's agent answers to callers on the host. Lives as long as the agent.
 
-    `enrolment` is the one in force, or None.
+    `enrolment` is the one in force, or None; `starting` as `STARTING`.
     """
 
-    def __init__(self, parts: Parts, host: str) -> None:
+    def __init__(self, parts: Parts, host: str, *, starting: float = STARTING) -> None:
         self.parts, self.host = parts, host
         self.enrolment: Enrolment | None = None
+        self.starting = starting
+        self._began = parts.clock.boottime()
+
+    async def started(self) -> None:
+        """Wait, shortly after the agent's start, until it is enrolled or that takes too long.
+
+        Who calls at boot, as mdevctl's autostart does, is often there first. Later nobody waits:
+        then the store is away.
+        """
+        left = self._began + self.starting - self.parts.clock.boottime()
+        if left > 0:
+            await self.until(lambda: self.store_answers, left)
 
     # To look.
 
@@ -106,13 +121,14 @@ class Local:
         before = enrolment.doubts
         try:
             claim = await self.make(None, ClaimEvent.CLAIM, change)
-        except NameTaken:
+        except NameTaken as error:
             if enrolment.doubts != before:
                 # A copy of the request that was in doubt may come late and take the name for
                 # nobody, once it is free. It compares the epoch, so a new one ends it.
                 why = "a claim was refused whose first copy may be under way"
                 enrolment.reconciler.fence(Fenced(f"host {self.host}", why, "it enrols again"))
-            raise
+            async with self.client(by) as client:
+                raise await client.explained(chosen, error) from None
         enrolment.reconciler.poke((chosen,))
         return claim
 

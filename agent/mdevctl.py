@@ -126,6 +126,7 @@ class Mdevctl:
             MdevnsError: it may not; before an action, nothing of it was done.
         """
         if call.event == "pre" and call.action in self._before:
+            await self._local.started()
             await self._before[call.action](_asked(call), maker_of(call.holder))
         elif call.event == "post" and call.action in self._after:
             await self._after[call.action](_asked(call), call.state == "success")
@@ -215,7 +216,10 @@ class Mdevctl:
         enrolled = self._local.enrolled
         request = f"mdevctl-{enrolled.rng.getrandbits(64):016x}"
         async with self._local.client(_BY) as client:
-            result = await define(client, asked.name, wish, request=request)
+            # mdevctl starts with the next boot, or when it is asked to; not by defining.
+            result = await define(
+                client, asked.name, wish, request=request, boot_id=enrolled.boot_id
+            )
         if result.error is not None:
             raise result.error
         self._defined_here.add(asked.name)
@@ -280,8 +284,13 @@ class Mdevctl:
         autostart = persistent and asked.autostart
         wanted = (persistent, autostart, asked.attrs)
         if (claim.persistent, claim.autostart, claim.attrs) != wanted:
-            change = self._local.enrolled.claims.amend(
-                claim, persistent=persistent, autostart=autostart, attrs=asked.attrs
+            enrolled = self._local.enrolled
+            change = enrolled.claims.amend(
+                claim,
+                persistent=persistent,
+                autostart=autostart,
+                attrs=asked.attrs,
+                boot_id=enrolled.boot_id,
             )
             await self._local.make(claim.state, ClaimEvent.AMEND, change)
 

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTLE", "Look", "Scanner"]
 
-SETTLE = 2.0
-"""Seconds for which a device that we did not make must have been seen before we touch it."""
+SETTLE = 1.0
+"""Seconds for which a device that we did not make must have been seen before we touch it.
+
+Seen is one that has a type, so no phantom of a create that fails: in the kernel the type comes
+after the driver has taken it, and right before the write of its create returns (read, 6.1).
+"""
 
 
 @dataclass(frozen=True, slots=True)

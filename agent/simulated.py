@@ -105,10 +105,11 @@ class PipeWatcher:
             data = os.read(self._fd, _PIPE)
         except BlockingIOError:
             return frozenset()
-        lines = data.decode().splitlines()
-        if "" in lines or len(data) > _PIPE - os.pathconf("/", "PC_PIPE_BUF"):
+        events = [line.partition(" ") for line in data.decode().splitlines()]
+        has_parent = any(what in ("registered", "unregistered") for what, _, _ in events)
+        if has_parent or len(data) > _PIPE - os.pathconf("/", "PC_PIPE_BUF"):
             return frozenset()
-        return frozenset(name for name in lines if is_name(name))
+        return frozenset(name for _, _, name in events if is_name(name))
 
     def close(self) -> None:
         """Let go of it."""
@@ -257,8 +258,11 @@ def _empty(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def hold(directory: Path, name: str) -> None:
+def hold(directory: Path, name: str, *, group_only: bool = False) -> None:
     """A VM opens the device: removing it blocks until it is let go.
+
+    With `group_only` it has opened no more than the device's group: that is busy, but a remove
+    does not wait for it.
 
     Raises:
         NotFound: there is no such device.
@@ -269,7 +273,7 @@ def hold(directory: Path, name: str) -> None:
     with _kernel(directory).memory() as memory:
         device = memory.devices.get(name.lower())
         if device is not None and device["phase"] == ACTIVE:
-            device["held"] = True
+            device["held"], device["group_open"] = not group_only, True
         elif device is not None:
             raise TryAgain(name, f"is {device['phase']}", "hold it when it is made", name=name)
         else:
@@ -289,7 +293,7 @@ def let_go(directory: Path, name: str) -> None:
         device = memory.devices.get(name.lower())
         if device is None:
             raise _no_device(name)
-        device["held"] = False
+        device["held"] = device["group_open"] = False
         if device["phase"] == COMING:
             device["ready"] = device["typed"] = device["shown"] = memory.now
         if device["phase"] == GOING:
@@ -318,20 +322,16 @@ def remove(directory: Path, name: str) -> None:
 def unplug(directory: Path, parent: str) -> None:
     """The parent's driver is unbound. Waits for creates that are under way.
 
-    Its devices go; those that are in use are left going until they are let go.
+    Meanwhile the parent is there, and no other create of it succeeds. Then its devices go; those
+    that are in use are left going until they are let go.
 
     Raises:
         NotFound: no such parent is registered.
     """
     kernel = _kernel(directory)
     with kernel.memory() as memory:
-        _parent(memory, parent)["registered"] = False
+        _parent(memory, parent)["leaving"] = True
         mine = {n: d for n, d in memory.devices.items() if d["parent"] == parent}
-        for name, device in mine.items():
-            if device["phase"] == ACTIVE:
-                memory.leave(name)
-        kernel.show_parent(memory, parent)
-    kernel.tell([""])
     for name, device in mine.items():
         kernel.wait_while(name, device["token"], COMING, memory.state["boot_id"])
 
@@ -341,15 +341,22 @@ def plug(directory: Path, parent: str) -> None:
 
     Raises:
         NotFound: there is no such parent.
+        InUse: it is still being unbound.
     """
+    from coordinator.errors import InUse  # noqa: PLC0415 - workers start without it
+
     kernel = _kernel(directory)
     with kernel.memory() as memory:
         record = _parent(memory, parent, registered=False)
-        if not record["registered"]:
+        if record.get("leaving"):
+            raise InUse(parent, "is still being unbound", "wait for its creates")
+        is_new = not record["registered"]
+        if is_new:
             record["registered"], record["token"] = True, memory.token()
             record["busy_until"] = 0.0
             kernel.show_parent(memory, parent)
-    kernel.tell([""])
+    if is_new:
+        kernel.tell([f"registered {parent}"])
 
 
 def tune(
@@ -376,7 +383,7 @@ def tune(
         if types is not None:
             if any(device["parent"] == parent for device in memory.devices.values()):
                 raise InUse(parent, "has devices, so its types stay")
-            kernel.tree.hide_parent(parent, record, keep_types=False)
+            kernel.tree.hide_parent(parent, record)
             record["types"] = dict(types)
         record["latency"] = record["latency"] if latency is None else latency
         record["window"] = record["window"] if window is None else window

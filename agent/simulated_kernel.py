@@ -5,7 +5,7 @@
     DIR/kernel/lock                its list lock: held for a moment, never for a creation
     DIR/kernel/dirty               present while state and tree may differ
     DIR/kernel/nudge               grows when somebody who sleeps should look again
-    DIR/kernel/events              a pipe with the names that changed, for a watcher
+    DIR/kernel/events              a pipe with the kernel's events, for a watcher
 
 There is no process behind it. Whoever comes by, takes the lock and first settles what time
 has brought: a create whose driver is done is a device, whether its writer still lives or not.
@@ -33,7 +33,7 @@ TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from typing import TypedDict
+    from typing import NotRequired, TypedDict
 
     class DeviceRecord(TypedDict):
         """A name on the kernel's list, a device or a placeholder."""
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ready: float  # … and when create returns; seconds of CLOCK_BOOTTIME
         removable: bool  # its `remove` file is still there
         held: bool
+        group_open: NotRequired[bool]  # as by whoever holds it, and by others
         view: list[str]  # what of it the tree shows
 
     class ParentRecord(TypedDict):
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
         path: str
         registered: bool
+        leaving: NotRequired[bool]  # its driver waits for creates, to be unbound then
         token: int  # tells this registration from an earlier one
         types: dict[str, int]
         latency: float
@@ -111,14 +113,15 @@ def parse_uuid(data: bytes) -> str:
 
 
 def parse_number(data: bytes) -> int:
-    """The number in what was written to `remove` (Linux: kstrtoul with base 0)."""
+    """The number in what was written to `remove` (Linux: kstrtoul with base 0).
+
+    One that no long holds is EINVAL as well: remove_store tells no errno of kstrtoul's.
+    """
     match = _NUMBER.fullmatch(data)
-    if match is None:
-        raise failure(errno.EINVAL)
-    for digits, base in zip(match.groups(), (16, 8, 10), strict=True):
+    for digits, base in zip(match.groups() if match else (), (16, 8, 10), strict=False):
         if digits is not None and int(digits, base) < 1 << 64:
             return int(digits, base)
-    raise failure(errno.ERANGE)
+    raise failure(errno.EINVAL)
 
 
 class Memory:
@@ -127,6 +130,8 @@ class Memory:
     def __init__(self, state: State, now: float) -> None:
         self.state, self.now = state, now
         self.devices, self.parents = state["devices"], state["parents"]
+        self.ended: list[tuple[str, DeviceRecord]] = []  # what went since this was read …
+        self.unbound: list[str] = []  # … and which parents
 
     def token(self) -> int:
         """A number that was not given before."""
@@ -154,7 +159,7 @@ class Memory:
         full = self.available(parent)[type_] <= 0
         if owner is not None and owner["core_counts"] and full:
             raise failure(errno.EUSERS)
-        if owner is None or owner["token"] != token:
+        if owner is None or owner["token"] != token or owner.get("leaving"):
             raise failure(errno.ENODEV)
         refusal = errno.ENOSPC if full else next(iter(owner["failures"]), 0)
         if not full:
@@ -195,10 +200,11 @@ class Memory:
         if device["held"]:
             device["phase"] = GOING
         elif self.state["linger"]:
+            self.ended.append((name, device.copy()))
             device["phase"], device["ready"] = LINGERING, self.now + self.state["linger"]
             device["since"] = self.now
         else:
-            del self.devices[name]
+            self.ended.append((name, self.devices.pop(name)))
 
     def settle(self) -> None:
         """Let happen what time has brought."""
@@ -207,10 +213,22 @@ class Memory:
             due = self.now >= device["ready"] or self.now < device["since"]
             if due and device["phase"] == COMING and not device["errno"]:
                 device["phase"] = ACTIVE
-                if not self.parents[device["parent"]]["registered"]:
-                    self.leave(name)  # its driver was unbound meanwhile, and waited for it
-            elif due and device["phase"] in (COMING, LINGERING):
-                del self.devices[name]
+            elif due and device["phase"] == COMING:
+                self.ended.append((name, self.devices.pop(name)))
+            elif due and device["phase"] == LINGERING:
+                del self.devices[name]  # which was told when it began to linger
+        for name, parent in self.parents.items():
+            if parent.get("leaving"):
+                self._unbind(name, parent)
+
+    def _unbind(self, name: str, parent: ParentRecord) -> None:
+        """Take a parent and its devices away, once its creates under way have ended."""
+        phases = {n: d["phase"] for n, d in self.devices.items() if d["parent"] == name}
+        if COMING not in phases.values():
+            parent["registered"] = parent["leaving"] = False
+            self.unbound.append(name)
+            for device in [n for n, phase in phases.items() if phase == ACTIVE]:
+                self.leave(device)
 
     def view(self, device: DeviceRecord) -> list[str]:
         """What of a device sysfs shows now."""
@@ -222,13 +240,6 @@ class Memory:
         removable = [_REMOVE] if device["removable"] else []
         typed = [_TYPE] if phase == ACTIVE or self.now >= device["typed"] else []
         return [_DEVICE, *removable, _BUS, *typed]
-
-    def is_still_used(self, parent: str) -> bool:
-        """Whether a device is coming on the parent or is there."""
-        return any(
-            device["parent"] == parent and device["phase"] in (COMING, ACTIVE)
-            for device in self.devices.values()
-        )
 
     def next_change(self, device: DeviceRecord) -> float | None:
         """When time alone changes a device next; None: never."""
@@ -263,13 +274,12 @@ class Tree:
             _node(types / type_ / "create")
         _link(self._class / name, home)  # last, as the kernel does
 
-    def hide_parent(self, name: str, parent: ParentRecord, *, keep_types: bool) -> None:
-        """A parent without a driver; its types go after its last device."""
+    def hide_parent(self, name: str, parent: ParentRecord) -> None:
+        """A parent without a driver."""
         home = self._root / parent["path"]
         home.mkdir(parents=True, exist_ok=True)
         (self._class / name).unlink(missing_ok=True)  # first, as the kernel does
-        if not keep_types:
-            _clear(home / "mdev_supported_types")
+        _clear(home / "mdev_supported_types")
 
     def show_available(self, parent: ParentRecord, available: dict[str, int]) -> None:
         """What a parent has left."""
@@ -324,6 +334,19 @@ class Tree:
     def attribute(self, name: str, attribute: str) -> Path:
         """The file of a device's attribute."""
         return self._bus / name / attribute
+
+
+def _told(view: list[str]) -> int:
+    """How much of a device's arrival was told when this is shown of it: nothing, add, bind."""
+    if not view:
+        return 0
+    # One of which nothing but the directory is left was whole before.
+    return 2 if _TYPE in view or _BUS not in view else 1
+
+
+def _arrival(name: str, device: DeviceRecord, came: int) -> list[str]:
+    """The events of its arrival so far that were not told yet."""
+    return [f"add {name}", f"bind {name}"][_told(device["view"]) : came]
 
 
 _NAMES = {"mtty-1": "Single port serial", "mtty-2": "Dual port serial"}
@@ -425,20 +448,40 @@ class SimulatedKernel(SystemCalls):
             self.show_all(memory)
         old = {name: device.copy() for name, device in memory.devices.items()}
         memory.settle()
-        if memory.devices != old or any(memory.view(d) != d["view"] for d in old.values()):
+        if (
+            memory.unbound
+            or memory.devices != old
+            or any(memory.view(d) != d["view"] for d in old.values())
+        ):
             self._keep(memory, old)
         return memory
 
     def _keep(self, memory: Memory, old: dict[str, DeviceRecord]) -> None:
         """Show and save the memory."""
+        events = self._events(memory)
         changed = self._changed(memory, old)
         # Killed from here on, the tree and the state may differ: then all is shown again.
         (self._own / "dirty").touch()
         self._show(memory, old, changed)
         self.save(memory.state)
         (self._own / "dirty").unlink()
-        if changed:
-            self.tell(changed)
+        memory.unbound.clear()
+        if events:
+            self.tell(events)
+
+    def _events(self, memory: Memory) -> list[str]:
+        """What is to be told of devices that came and went, since they were shown last."""
+        events = []
+        for name, device in memory.ended:
+            came = 1 if device["errno"] else 2  # the kernel tells of a create that fails, too
+            events += _arrival(name, device, came)
+            events += [f"unbind {name}", f"remove {name}"][2 - came :]
+        events += [f"unregistered {parent}" for parent in memory.unbound]
+        memory.ended.clear()
+        for name, device in memory.devices.items():
+            if device["phase"] in (COMING, ACTIVE):
+                events += _arrival(name, device, _told(memory.view(device)))
+        return events
 
     def _changed(self, memory: Memory, old: dict[str, DeviceRecord]) -> list[str]:
         """The names of which the tree shows another view."""
@@ -459,7 +502,7 @@ class SimulatedKernel(SystemCalls):
         # A placeholder is counted before anything of it is seen, so not only what changed.
         before = {(name, device["parent"]) for name, device in old.items()}
         after = {(name, device["parent"]) for name, device in memory.devices.items()}
-        for parent in {parent for _, parent in before ^ after}:
+        for parent in {parent for _, parent in before ^ after}.union(memory.unbound):
             self._show_left(memory, parent)
 
     def _show_left(self, memory: Memory, name: str) -> None:
@@ -468,7 +511,7 @@ class SimulatedKernel(SystemCalls):
         if parent["registered"]:
             self.tree.show_available(parent, memory.available(name))
         else:
-            self.tree.hide_parent(name, parent, keep_types=memory.is_still_used(name))
+            self.tree.hide_parent(name, parent)
 
     def show_parent(self, memory: Memory, name: str) -> None:
         """Show a parent as it is registered or not."""
@@ -504,16 +547,17 @@ class SimulatedKernel(SystemCalls):
     def _nudges(self) -> int:
         return (self._own / "nudge").stat().st_size
 
-    def tell(self, names: list[str]) -> None:
-        """Events for a watcher, if there is one; lost when it does not keep up.
+    def tell(self, events: list[str]) -> None:
+        """Tell a watcher, if there is one; events are lost when it does not keep up.
 
-        An empty name is a parent that came or went.
+        Each is what happened and to whom: add, bind, unbind or remove and a device's name,
+        registered or unregistered and a parent's.
         """
         with suppress(OSError):
             fd = os.open(self._own / "events", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                for name in names:
-                    os.write(fd, f"{name}\n".encode())
+                for event in events:
+                    os.write(fd, f"{event}\n".encode())
             finally:
                 os.close(fd)
 
@@ -561,10 +605,10 @@ class SimulatedKernel(SystemCalls):
             raise failure(errno.EACCES, path)
 
     def probe(self, path: Path) -> None:
-        """Open a vfio group's node: EBUSY while its device is held."""
+        """Open a vfio group's node: EBUSY while somebody else has it open."""
         for device in self.look().devices.values():
             if path == self.root / "dev/vfio" / str(device["token"]) and device["view"]:
-                if device["held"]:
+                if device.get("group_open", device["held"]):
                     raise failure(errno.EBUSY, path)
                 return
         raise failure(errno.ENOENT, path)

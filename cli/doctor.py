@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from agent.buses import Directories, directories
 from agent.fitness import has_parents, host_findings
+from agent.places import Directories, directories
 from cli.context import Call, command
 from cli.options import Format
 from cli.output import View

@@ -55,6 +55,10 @@ COMMANDS = {
         "cli.transfer:import_",
         "Read an export into an empty namespace: all of it, or nothing.",
     ),
+    "mdevctl": (
+        "cli.mdevctl:app",
+        "Have mdevctl ask this host's agent before it does something.",
+    ),
     "completion": (
         "cli.completion:completion",
         "Print the script that makes a shell complete commands, options and names.",

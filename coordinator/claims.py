@@ -178,13 +178,17 @@ class Claims:
             return self._move(ClaimEvent.RENEW, held, held.value(), lease=lease)
         return self._rehold(held, lease)
 
-    def define(self, hold: Hold, wish: Wish, *, now: str, by: str | None) -> Change:
+    def define(
+        self, hold: Hold, wish: Wish, *, now: str, by: str | None, boot_id: str | None = None
+    ) -> Change:
         """A reservation without a host → defined: a persistent name, with no device begun.
 
-        Not of a reservation with a host: its agent may begin it at any moment.
+        Not of a reservation with a host: its agent may begin it at any moment. With the host's
+        `boot_id` autostart begins with its next boot, without it at once.
         """
         transition(ClaimState.RESERVED, ClaimEvent.DEFINE)
         value = _wished(wish, ClaimState.DEFINED, hold.request, now, by)
+        value = msgspec.structs.replace(value, boot_id=boot_id)
         return self._write(
             hold.name,
             wish.host,
@@ -337,11 +341,21 @@ class Claims:
         persistent: bool,
         autostart: bool,
         attrs: tuple[tuple[str, str], ...],
+        boot_id: str | None = None,
     ) -> Change:
-        """active or defined → the same: what is kept of it changes. A defined one is persistent."""
+        """active or defined → the same: what is kept of it changes. A defined one is persistent.
+
+        With the host's `boot_id` a defined one begins by itself with the next boot at the
+        earliest.
+        """
         assert persistent or claim.state is not ClaimState.DEFINED
+        stamped = boot_id if claim.state is ClaimState.DEFINED else None
         value = msgspec.structs.replace(
-            claim.value(), persistent=persistent, autostart=persistent and autostart, attrs=attrs
+            claim.value(),
+            persistent=persistent,
+            autostart=persistent and autostart,
+            attrs=attrs,
+            boot_id=stamped or claim.boot_id,
         )
         return self._move(ClaimEvent.AMEND, claim, value)
 

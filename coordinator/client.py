@@ -78,7 +78,7 @@ class Client:
         """The result of an answer; a refusal says by whom the name is held, and how."""
         if answer.error is None:
             return Result(name, record)
-        return Result(name, error=await self._explained(name, answer.error))
+        return Result(name, error=await self.explained(name, answer.error))
 
     async def settled(self, seconds: float) -> bool:
         """Wait, for so long, until no request is under way; whether that is so."""
@@ -88,7 +88,8 @@ class Client:
         """Stop sending. The store stays open: whoever made it closes it."""
         await self._commit.close()
 
-    async def _explained(self, name: Name, error: MdevnsError) -> MdevnsError:
+    async def explained(self, name: Name, error: MdevnsError) -> MdevnsError:
+        """The error with all that can be read of why."""
         if isinstance(error, NameTaken) and error.holder and error.holder.state == UNTOLD:
             # The refusal brought the host; its claim has parent and state, where it can be read.
             # A host's agent may not read another's.

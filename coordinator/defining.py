@@ -6,27 +6,41 @@ from typing import TYPE_CHECKING
 
 from coordinator.claims import Hold
 from coordinator.client import Client, Result
-from coordinator.errors import InUse, MdevnsError, Moved, NoCapacity, NotFound, TryAgain
-from coordinator.model import Claim, Name, Unreadable, Wish
+from coordinator.errors import (
+    InUse,
+    InvalidValue,
+    MdevnsError,
+    Moved,
+    NameTaken,
+    NoCapacity,
+    NotAllowed,
+    NotFound,
+    TryAgain,
+)
+from coordinator.model import Claim, Name, SessionValue, Unreadable, Wish, decode
 from coordinator.placement import Candidate, Strategy, place
 from coordinator.reserving import reserve
 from coordinator.states import ClaimState
+from coordinator.store import get
 from coordinator.views import not_found, unreadable
 
 if TYPE_CHECKING:
     from coordinator.views import Record
 
-__all__ = ["define", "move"]
+__all__ = ["define", "move", "take_over"]
 
 _ATTEMPTS = 5  # how often a claim that moved under us is read again before we say so
 _TTL = 60  # seconds for which a name is held between its two transactions
 
 
-async def define(client: Client, name: Name, wish: Wish, *, request: str) -> Result:
+async def define(
+    client: Client, name: Name, wish: Wish, *, request: str, boot_id: str | None = None
+) -> Result:
     """Take a name for a persistent device of a host, without making it.
 
     First held on a lease and without a host, so that a lost answer leaves nothing; then, by
     the revision of that, defined. The host need not be reachable, but it must have enrolled.
+    With its `boot_id` autostart begins with its next boot, without it at once.
 
     Raises:
         NotFound: the host never enrolled.
@@ -35,9 +49,73 @@ async def define(client: Client, name: Name, wish: Wish, *, request: str) -> Res
     (held,) = await reserve(client, [name], request=request, ttl=_TTL)
     if not isinstance(held.record, Hold):
         return held
-    change = client.claims.define(held.record, wish, now=client.clock.now(), by=client.asked_by)
+    change = client.claims.define(
+        held.record, wish, now=client.clock.now(), by=client.asked_by, boot_id=boot_id
+    )
     (answer,) = await client.commit([change])
     return await client.result(name, answer, answer.claim)
+
+
+async def take_over(client: Client, name: Name, wish: Wish, *, request: str) -> Result:
+    """Have a name persist on its host as `wish` says, with or without a device; as `define` else.
+
+    A name that is this host's already, with that parent and type, is kept from now on, with the
+    attributes and the autostart that are wished; so a device that was adopted comes back as one
+    that was defined. Whatever else holds the name keeps it. What is to start by itself does so
+    with the host's next boot, as mdevctl has it.
+    """
+    result, boot_id = Result(name), await _boot(client, wish.host)
+    for _ in range(_ATTEMPTS):
+        try:
+            record = await client.views.find(name)
+        except NotAllowed:  # a host may not read the claim of another, and is told who has it
+            record = None
+        if record is None:
+            return await define(client, name, wish, request=request, boot_id=boot_id)
+        error = _not_ours(name, record, wish)
+        if error is not None or not isinstance(record, Claim):
+            return Result(name, error=error)
+        if (record.persistent, record.autostart, record.attrs) == (
+            True,
+            wish.autostart,
+            wish.attrs,
+        ):
+            return Result(name, record)
+        change = client.claims.amend(
+            record,
+            persistent=True,
+            autostart=wish.autostart,
+            attrs=wish.attrs,
+            boot_id=boot_id,
+        )
+        (answer,) = await client.commit([change])
+        result = await client.result(name, answer, answer.claim)
+        if not isinstance(result.error, Moved):
+            break
+    return result
+
+
+async def _boot(client: Client, host: str) -> str | None:
+    """The boot in which a host's agent is alive; None: none is."""
+    kv = (await client.store.range(get(client.keys.session(host)))).first
+    session = None if kv is None else decode(kv, SessionValue)
+    return session.boot_id if isinstance(session, SessionValue) else None
+
+
+def _not_ours(name: Name, record: Record, wish: Wish) -> MdevnsError | None:
+    """Why a name cannot be kept as wished, if it cannot."""
+    if isinstance(record, Unreadable):
+        return unreadable(name, record)
+    if isinstance(record, Hold) or (record.host, record.parent) != (wish.host, wish.parent):
+        return NameTaken(name, record.holder)
+    if record.type != wish.type:
+        why = f"is claimed as {record.type}, not {wish.type}: {record.holder}"
+        hint = f"undefine it first: mdevns undefine {name}"
+        return InvalidValue(name, why, hint, name=name, holder=record.holder)
+    if record.state in (ClaimState.ACTIVE, ClaimState.DEFINED):
+        return None
+    why = f"is a placeholder: {record.holder}"
+    return TryAgain(name, why, f"see: mdevns show {name}", name=name, holder=record.holder)
 
 
 async def move(client: Client, name: Name, host: str, parent: str | None) -> Result:

@@ -86,8 +86,8 @@ class Apt:
         """
         if not force and self._age() < _LISTS_LAST_S:
             return
-        whose = self._suite.name if self._suite else "this machine's Debian"
-        self._say(f"fetching the package lists of {whose}")
+        whose = f"{self._suite.name}'s" if self._suite else "Debian's"
+        self._say(f"fetching {whose} package lists")
         try:
             self._apt("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update")
         except BuildError:

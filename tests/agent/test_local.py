@@ -59,6 +59,8 @@ async def served(host: Host, *, enrols: bool = True) -> AsyncIterator[Served]:
     ):
         if enrols:
             await host.wait(lambda: agent.local.store_answers)
+        else:
+            agent.local.starting = 0.0
         yield Served(agent, path)
 
 

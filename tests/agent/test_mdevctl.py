@@ -94,17 +94,21 @@ async def tool(
     async with process() as made, host.agent(enrols=enrols) as agent:
         if enrols:
             await host.wait(lambda: agent.local.store_answers)
+        else:
+            agent.local.starting = 0.0
         yield Tool(host, agent, own or made)
 
 
 class Away:
-    """A store that can be taken away."""
+    """A store that can be taken away, or goes with the first transaction that says a word."""
 
-    def __init__(self, host: Host) -> None:
-        self.is_away = False
+    def __init__(self, host: Host, word: str | None = None) -> None:
+        self.is_away, self._word = False, word
         host.store = FaultyStore(host.store, self._fate)
 
-    def _fate(self, _: Txn) -> Fate:
+    def _fate(self, txn: Txn) -> Fate:
+        if self._word is not None and self._word in repr(txn):
+            self.is_away = True
         return Fate.UNREACHABLE if self.is_away else Fate.DELIVER
 
 
@@ -272,6 +276,26 @@ async def test_a_definition_is_a_persistent_claim(host: Host) -> None:
         assert claim.attrs == (("b", "2"), ("a", "1"))
 
 
+async def test_what_is_defined_to_start_by_itself_does_so_with_the_next_boot(host: Host) -> None:
+    """As mdevctl has it: a definition or its change makes no device, and mdevctl may start it."""
+    async with tool(host) as mdevctl:
+        await mdevctl.define(start="auto")
+        await mdevctl.define(start="manual")
+        await mdevctl.define(start="auto")
+        await mdevctl.start(name(2))
+        assert host.devices() == {name(2)}
+        await mdevctl.start()
+        assert host.devices() == {NAME, name(2)}
+        await mdevctl.pre("stop")
+        simulated.remove(host.directory, NAME)
+        await mdevctl.post("stop")
+        assert host.is_in(DEFINED)
+    simulated.reboot(host.directory)
+    async with host.agent():
+        await host.wait(lambda: host.is_in(ACTIVE))
+        assert host.devices() == {NAME}
+
+
 async def test_a_name_that_is_held_elsewhere_is_not_defined(host: Host) -> None:
     """Before mdevctl writes its file."""
     await host.desk.active(NAME, wish(OTHER))
@@ -343,6 +367,14 @@ async def test_what_is_no_word_of_ours_is_noted(host: Host) -> None:
 # While the store is away.
 
 
+async def test_who_calls_while_the_agent_starts_is_answered_when_it_is_enrolled(host: Host) -> None:
+    """At boot mdevctl's autostart is often there first."""
+    async with tool(host, enrols=False) as mdevctl:
+        mdevctl.agent.local.starting = 60.0
+        await mdevctl.start()
+        assert host.is_in(ACTIVE)
+
+
 async def after_a_reboot(host: Host, wished: Wish) -> Away:
     """A host that made a device, was rebooted, and does not reach the store since."""
     away = Away(host)
@@ -395,6 +427,19 @@ async def test_without_the_store_a_definition_is_not_started(host: Host) -> None
     async with tool(host) as mdevctl:
         await mdevctl.define()
         away.is_away = True
+    async with tool(host, enrols=False) as mdevctl:
+        with pytest.raises(Unreachable):
+            await mdevctl.pre("start")
+
+
+async def test_without_the_store_what_was_being_given_up_is_not_started(host: Host) -> None:
+    """The agent before may have lost it in a transaction of which nobody heard."""
+    away = Away(host, '"state":"defined"')
+    async with host.agent():
+        await host.ask(persistent(host))
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.remove(host.directory, NAME)
+        await host.wait(lambda: away.is_away)
     async with tool(host, enrols=False) as mdevctl:
         with pytest.raises(Unreachable):
             await mdevctl.pre("start")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NOWHERE = Cli(driver.NOWHERE, "x")
 GROUPS = {"sim": ("init", "reboot", "hold", "let-go"), "etcd": ("run",)}
+GROUPS["mdevctl"] = ("install", "uninstall", "status")
 
 
 def words(text: str) -> str:
@@ -30,7 +31,14 @@ def test_help_lists_every_command_in_the_contract() -> None:
     """`mdevns`, and `mdevns --help`, list the commands and the global options."""
     contract = "create remove reserve renew release list show hosts parents types check agent"
     persistent = "define undefine start stop move evict audit doctor completion watch export import"
-    assert set(COMMANDS) == {*contract.split(), *persistent.split(), "sim", "etcd", "demo"}
+    assert set(COMMANDS) == {
+        *contract.split(),
+        *persistent.split(),
+        "sim",
+        "etcd",
+        "demo",
+        "mdevctl",
+    }
     for done in (in_process("--help"), in_process()):
         assert (done.code, done.err) == (0, "")
         assert all(f"  {name} " in done.out for name in COMMANDS)

@@ -199,7 +199,7 @@ async def _killer(spell: Spell, agent: AgentProcess) -> None:
     """Kill an agent, start it again, and so on, each time after a random piece of its work.
 
     Now and then it is killed in the midst of its start, and now and then let live for longer
-    than the two seconds for which an agent looks at a device that it has not made before it
+    than the second for which an agent looks at a device that it has not made before it
     removes that.
     """
     rng = spell.rng(agent.host.name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.settings import AgentTable, Settings, load
+from tests.support.mdevctl_root import Root
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "deploy/mdevns.toml"
@@ -55,8 +56,24 @@ def test_it_is_installed_upgraded_and_taken_away(tmp_path: Path) -> None:
     assert (second != first, config.read_text()) == (True, "cluster = 'edited'\n")
     install(tmp_path, "--rollback")
     assert (opt / "current").readlink() == first
+    assert "mdevns mdevctl uninstall" in _with_mdevctl(mdevns, tmp_path)
     install(tmp_path, "--uninstall")
     assert [path for path in tmp_path.rglob("*mdevns*") if path.is_file()] == [config]
+
+
+def _with_mdevctl(mdevns: Path, root: Path) -> str:
+    """What taking it away says while mdevctl asks the agent; then mdevctl is gone again."""
+    host = Root(root, "1.4.0")
+    command = [str(mdevns), "mdevctl", "install", "--root", str(root)]
+    environment = {**os.environ, "MDEVNS_CONFIG": os.devnull}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert host.callout.is_file()
+    said = install(root, "--uninstall", code=1)
+    assert mdevns.exists()
+    command[2] = "uninstall"
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert not host.callout.exists()
+    return said
 
 
 def test_what_cannot_be_is_told_in_a_line(tmp_path: Path) -> None:

@@ -239,6 +239,7 @@ def test_the_whole_line_works_with_the_least_that_each_may(
             done = guarded.run("operator-alice", *arguments)
             assert done.code == 0, (arguments, done, agent.tail())
         _ask_its_socket(guarded, host)
+        _take_definitions_over(guarded, tmp_path)
         doctor = guarded.run("operator-alice", "doctor", "-o", "json")
         assert doctor.code == 0, doctor
         doctor = guarded.run("host-gpu01", "doctor", "-o", "json", "--config", str(config))
@@ -274,6 +275,23 @@ def _ask_its_socket(guarded: Guarded, host: SimulatedHost) -> None:
         told = words | {"event": event, "state": state, "name": name}
         assert ask_blocking(socket, "POST", "/v1/mdevctl", body | told).status == 200
     assert guarded.run("viewer-bob", "show", name).code == 3
+
+
+def _take_definitions_over(guarded: Guarded, root: Path) -> None:
+    """The host's own role does for mdevctl's definitions, and tells who has a name elsewhere."""
+    free, taken = str(uuid.uuid4()), str(uuid.uuid4())
+    asyncio.run(_take_for_another_host(guarded, taken))
+    for name in (free, taken):
+        path = root / "etc/mdevctl.d/p0" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{{"mdev_type": "{TYPE}", "start": "manual"}}')
+    where = ("mdevctl", "--host", "gpu01", "--root", str(root), "-o", "name")
+    done = guarded.run("host-gpu01", "import", *where)
+    assert (done.code, done.names) == (4, [free]), done
+    assert f"EEXIST: {taken}: held by gpu02" in done.err
+    done = guarded.run("host-gpu01", "export", *where)
+    assert (done.code, done.names) == (0, [free]), done
+    assert guarded.run("operator-alice", "undefine", free).code == 0
 
 
 async def _take_for_another_host(guarded: Guarded, name: str) -> None:

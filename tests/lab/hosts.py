@@ -214,9 +214,9 @@ class Host:
         self.start()
         self.wait_enrolled()
 
-    def start(self) -> None:
-        """Start its agent and return at once."""
-        self._before = self._records.session(self.name)
+    def start(self, *, cut_off: bool = False) -> None:
+        """Start its agent and return at once; `cut_off`, it will not reach etcd."""
+        self._before = None if cut_off else self._records.session(self.name)
         options = ("--cluster", self._records.cluster, "--session-ttl", SESSION_TTL)
         self._agents = self._here()
         self._booted = self.guest.boot_id

@@ -33,9 +33,8 @@ Trio = tuple[Host, Host, Host]
 HELD_MS = 600_000
 MADE = ["add", "bind"]
 GONE = ["unbind", "remove"]
-# Seconds in which an agent has claimed a device of which it hears. For two of them it waits: the
-# device has to have been seen for so long.
-HEARD = 6.0
+# Seconds in which an agent has claimed a device of which it hears; for one of them it waits.
+HEARD = 2.0
 SOCKET = "/run/mdevns/agent.sock"
 # Run in a guest, with the socket and the device's name, parent and type.
 ASK_AND_MAKE = """

@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.claims import Claims, Failure, Hold
 from coordinator.errors import Fenced, Holder, Moved, NameTaken, StoreReadOnly
-from coordinator.model import AfterRemoval, Claim, LastError, OutcomeValue, Removal, decode
+from coordinator.model import AfterRemoval, Claim, LastError, Maker, OutcomeValue, Removal, decode
 from coordinator.states import ClaimState
 from coordinator.store import Put, Txn
 from coordinator.transactions import transaction
@@ -304,3 +304,59 @@ async def test_every_record_of_a_claim_keeps_what_was_asked_for(desk: Desk) -> N
     restored = await desk.made(desk.claims.restore(retired, ERROR, now="t"))
     assert (restored.created, restored.error) == (active.created, ERROR)
     assert transaction((), [desk.claims.lose(restored, now="t")]).success
+
+
+MAKER = Maker(pid=7, started=9)
+
+
+async def test_a_caller_on_the_host_claims_in_one_commit_and_durably(desk: Desk) -> None:
+    """The claim is `creating` on no lease, and names who makes the device."""
+    change = desk.claims.claim(NAME, "r", wish(), boot_id="b1", now="t", by="me", maker=MAKER)
+    before = desk.core.revision
+    claim = await desk.made(change)
+    assert (claim.revision, claim.state, claim.maker) == (before + 1, ClaimState.CREATING, MAKER)
+    desk.core.advance(1_000_000)
+    assert desk.records()[1] == claim
+
+
+async def test_no_state_is_left_with_the_one_who_wrote_to_the_kernel_in_it(desk: Desk) -> None:
+    """A maker is of one state; whoever makes the next step is not it."""
+    change = desk.claims.claim(NAME, "r", wish(), boot_id="b1", now="t", by="me", maker=MAKER)
+    claim = await desk.made(change)
+    active = await desk.made(desk.claims.activate(claim, boot_id="b1", now="t"))
+    retired = await desk.made(desk.claims.retire(active, Removal(), now="t", maker=MAKER))
+    assert (active.maker, retired.maker) == (None, MAKER)
+    assert (await desk.made(desk.claims.restore(retired, ERROR, now="t"))).maker is None
+
+
+async def test_what_is_kept_of_a_claim_can_change_while_nothing_else_does(desk: Desk) -> None:
+    """Persistence, autostart and attributes; a definition cannot become transient."""
+    active = await desk.active()
+    amended = await desk.made(
+        desk.claims.amend(active, persistent=True, autostart=True, attrs=(("a", "1"),))
+    )
+    assert (amended.state, amended.since) == (active.state, active.since)
+    assert (amended.persistent, amended.autostart, amended.attrs) == (True, True, (("a", "1"),))
+    lost = await desk.made(desk.claims.lose(amended, now="t"))
+    assert lost.state is ClaimState.DEFINED
+    with pytest.raises(AssertionError):
+        desk.claims.amend(lost, persistent=False, autostart=False, attrs=())
+    with pytest.raises(LookupError):
+        desk.claims.amend(await desk.creating(name(2)), persistent=True, autostart=False, attrs=())
+
+
+@pytest.mark.parametrize("state", [ClaimState.ACTIVE, ClaimState.DEFINED])
+async def test_a_lost_claim_is_put_back_only_while_its_name_is_free(
+    desk: Desk, state: ClaimState
+) -> None:
+    """As it was known, or refused by whoever has taken it since."""
+    known = await desk.active(NAME, wish(persistent=True))
+    value = known.as_recalled(state, "b1", "t")
+    await desk.make(desk.claims.evict(known, definitions=True, now="t"))
+    recalled = await desk.made(desk.claims.recall(NAME, HOST, value))
+    assert (recalled.state, recalled.request, recalled.persistent) == (state, "r", True)
+    await desk.make(desk.claims.evict(recalled, definitions=True, now="t"))
+    await desk.active(NAME, wish(OTHER))
+    (answer,) = await desk.make(desk.claims.recall(NAME, HOST, value))
+    assert isinstance(answer.error, NameTaken)
+    assert desk.records()[1] is None

@@ -98,7 +98,7 @@ def _params(command: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "document", [*FOR_OPERATORS, "docs/metrics.md", "deploy/compose/README.md"]
+    "document", [*FOR_OPERATORS, "docs/kernel.md", "docs/metrics.md", "deploy/compose/README.md"]
 )
 def test_files_that_are_named_exist(document: str) -> None:
     """Every file of the tree that a document names is there."""

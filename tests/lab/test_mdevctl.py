@@ -1,0 +1,364 @@
+"""mdevctl's users are covered: the real mdevctl 1.2 of Debian 12 and 1.4 of Debian 13.
+
+The callout and the notifier are installed by the command, in each guest. What is asserted is read
+from etcd's keys and from the guests' sysfs.
+"""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploy.lab.guest import wait_for
+from tests.lab.hosts import DEADLINE, Host, Records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from coordinator.embedded import EmbeddedCluster
+    from deploy.lab.guest import Result
+    from tests.lab.conftest import Guests
+
+pytestmark = pytest.mark.lab
+
+SOON = 2.0  # seconds in which the agent has seen what went past the callout
+BASES = {"1.2.0": "/etc/mdevctl.d", "1.4.0": "/usr/lib/mdevctl"}
+PARENT, TYPE = "mtty", "mtty-2"
+
+
+@dataclass(frozen=True)
+class Tool:
+    """mdevctl on one host."""
+
+    host: Host
+    version: str
+
+    def run(self, *args: str) -> Result:
+        """Run it."""
+        return self.host.guest.run("mdevctl", *args)
+
+    def ok(self, *args: str) -> None:
+        """Run it; it does what it is asked and has nothing to say."""
+        done = self.run(*args)
+        assert (done.rc, done.stderr) == (0, ""), done
+
+    @property
+    def callout(self) -> str:
+        """Where ours is."""
+        return f"{BASES[self.version]}/scripts.d/callouts/00-mdevns"
+
+    def definition(self, name: str) -> str:
+        """Where it keeps a definition."""
+        return f"/etc/mdevctl.d/{PARENT}/{name}"
+
+
+@pytest.fixture(scope="module")
+def records(members: EmbeddedCluster) -> Records:
+    """The keys of a cluster that nobody else has."""
+    return Records(members.endpoints, uuid.uuid4().hex)
+
+
+@pytest.fixture(scope="module")
+def tools(guests: Guests, records: Records) -> Iterator[dict[str, Tool]]:
+    """mdevctl on a guest of each Debian, by version, with ours installed and an agent running."""
+    found = {}
+    for guest in guests[:2]:
+        done = guest.mdevns("mdevctl", "install")
+        assert done.rc == 20, done  # the agent is not there yet, and that alone is told
+        assert "no agent listens there" in done.stdout
+        version = guest.run("mdevctl", "--version", check=True).stdout.split()[1]
+        found[version] = Tool(Host(guest, records), version)
+    assert set(found) == set(BASES)
+    for tool in found.values():
+        tool.host.start()
+    for tool in found.values():
+        tool.host.wait_enrolled()
+        status = tool.host.guest.mdevns("mdevctl", "status")
+        assert (status.rc, status.stdout.splitlines()[-1]) == (0, "in place")
+    yield found
+    assert [tool.host.complaints() for tool in found.values()] == [[], []]
+
+
+@pytest.fixture(params=sorted(BASES))
+def mdevctl(tools: dict[str, Tool], request: pytest.FixtureRequest) -> Tool:
+    """One of the two."""
+    tool = tools[request.param]
+    assert tool.host.alive()
+    return tool
+
+
+@pytest.fixture
+def elsewhere(tools: dict[str, Tool], mdevctl: Tool) -> Tool:
+    """The other one."""
+    (other,) = (tool for tool in tools.values() if tool != mdevctl)
+    return other
+
+
+@pytest.fixture
+def name() -> str:
+    """A name nobody has used."""
+    return str(uuid.uuid4())
+
+
+def start(name: str) -> tuple[str, ...]:
+    """Ask mdevctl for a transient device."""
+    return ("start", "-u", name, "-p", PARENT, "-t", TYPE)
+
+
+def kept(records: Records, mdevctl: Tool, name: str) -> tuple[str, bool, bool] | None:
+    """A claim's state, persistence and autostart."""
+    claim = records.claims(mdevctl.host.name).get(name)
+    if claim is None:
+        return None
+    return tuple(claim.value.get(key) for key in ("state", "persistent", "autostart"))
+
+
+def wait_for_state(records: Records, mdevctl: Tool, name: str, state: str | None) -> None:
+    """Wait, for as long as the agent is given, until the claim is in a state; None: gone."""
+    wait_for(
+        lambda: records.state(mdevctl.host.name, name) == state,
+        what=f"the claim to be {state or 'gone'}",
+        timeout=SOON,
+    )
+
+
+def assert_nothing_left(records: Records, *tools: Tool) -> None:
+    """Nothing is on the hosts and no name is taken."""
+    assert [tool.host.mdev.devices() for tool in tools] == [[] for _ in tools]
+    assert records.names() == {}
+
+
+def test_a_name_is_taken_once_in_the_cluster(
+    records: Records, mdevctl: Tool, elsewhere: Tool, name: str
+) -> None:
+    """A start of a name that another host has is refused with who has it, and makes nothing."""
+    mdevctl.ok(*start(name))
+    assert records.state(mdevctl.host.name, name) == "active"
+    assert mdevctl.run("list").stdout.startswith(f"{name} {PARENT} {TYPE}")
+    for args in (start(name), ("define", "-u", name, "-p", PARENT, "-t", TYPE)):
+        refused = elsewhere.run(*args)
+        assert refused.rc == 1
+        assert f"EEXIST: {name}: held by {mdevctl.host.name}" in refused.stderr
+    assert elsewhere.host.mdev.devices() == []
+    assert not elsewhere.host.guest.exists(elsewhere.definition(name))
+    # A start of what is there fails after its callout, and that frees nothing.
+    again = mdevctl.run(*start(name))
+    assert again.rc == 1
+    assert (mdevctl.host.mdev.devices(), records.state(mdevctl.host.name, name)) == (
+        [name],
+        "active",
+    )
+    mdevctl.ok("stop", "-u", name)
+    assert_nothing_left(records, mdevctl, elsewhere)
+    elsewhere.ok(*start(name))
+    elsewhere.ok("stop", "-u", name)
+    assert_nothing_left(records, mdevctl, elsewhere)
+
+
+def test_a_definition_is_claimed_and_given_back(records: Records, mdevctl: Tool, name: str) -> None:
+    """What mdevctl defines, starts, modifies, stops and undefines is so in the namespace."""
+    mdevctl.ok("define", "-u", name, "-p", PARENT, "-t", TYPE)
+    assert kept(records, mdevctl, name) == ("defined", True, False)
+    mdevctl.ok("start", "-u", name)
+    assert kept(records, mdevctl, name) == ("active", True, False)
+    mdevctl.ok("modify", "-u", name, "--auto")
+    assert kept(records, mdevctl, name) == ("active", True, True)
+    mdevctl.ok("stop", "-u", name)
+    assert kept(records, mdevctl, name) == ("defined", True, True)
+    assert mdevctl.host.mdev.devices() == []
+    mdevctl.ok("undefine", "-u", name)
+    assert not mdevctl.host.guest.exists(mdevctl.definition(name))
+    assert_nothing_left(records, mdevctl)
+
+
+def test_a_post_failure_frees_nothing(records: Records, mdevctl: Tool, name: str) -> None:
+    """What a callout says of a failure is not believed: the kernel has the device."""
+    mdevctl.ok(*start(name))
+    words = ("-t", TYPE, "-e", "post", "-a", "start", "-s", "failure", "-u", name, "-p", PARENT)
+    mdevctl.host.guest.run(mdevctl.callout, *words, stdin="{}", check=True)
+    assert records.state(mdevctl.host.name, name) == "active"
+    mdevctl.ok("stop", "-u", name)
+    assert_nothing_left(records, mdevctl)
+
+
+@contextmanager
+def edited(mdevctl: Tool, text: str) -> Iterator[None]:
+    """Inside, the callout is another program."""
+    guest, before = mdevctl.host.guest, mdevctl.host.guest.read(mdevctl.callout)
+    write = ("sh", "-c", f"cat > {mdevctl.callout}")
+    guest.run(*write, stdin=text, check=True)
+    try:
+        yield
+    finally:
+        guest.run(*write, stdin=before, check=True)
+
+
+def killed(mdevctl: Tool) -> AbstractContextManager[None]:
+    """Inside, the callout is killed by a signal before it can say anything."""
+    return edited(mdevctl, "#!/bin/sh\nkill -9 $$\n")
+
+
+def hurried(mdevctl: Tool) -> AbstractContextManager[None]:
+    """Inside, the callout waits no longer for an agent than a test does."""
+    text, patience = mdevctl.host.guest.read(mdevctl.callout), "ANSWERED_IN = 30.0"
+    assert patience in text
+    return edited(mdevctl, text.replace(patience, "ANSWERED_IN = 2.0"))
+
+
+def test_what_goes_past_the_callout_is_noticed(
+    records: Records, mdevctl: Tool, elsewhere: Tool, name: str
+) -> None:
+    """mdevctl goes on when a callout is killed; in 2 s the device is adopted, or is a conflict."""
+    with killed(mdevctl):
+        assert mdevctl.run(*start(name)).rc == 0
+    wait_for_state(records, mdevctl, name, "active")
+    assert records.claims(mdevctl.host.name)[name].value["adopted"]
+    with killed(elsewhere):
+        assert elsewhere.run(*start(name)).rc == 0
+    wait_for(
+        lambda: name in records.findings(elsewhere.host.name),
+        what="the conflict to be reported",
+        timeout=SOON,
+    )
+    assert records.findings(elsewhere.host.name)[name].value["kind"] == "conflict"
+    assert elsewhere.host.mdev.devices() == [name]
+    elsewhere.host.mdev.remove(name)
+    mdevctl.ok("stop", "-u", name)
+    wait_for(
+        lambda: not records.findings(elsewhere.host.name), what="no conflict", timeout=DEADLINE
+    )
+    assert_nothing_left(records, mdevctl, elsewhere)
+
+
+def test_without_the_store_nothing_new_is_taken(records: Records, mdevctl: Tool, name: str) -> None:
+    """A name that nobody here knows of could be anybody's, so it is refused and nothing is made."""
+    guest = mdevctl.host.guest
+    guest.cut_network()
+    try:
+        refused = mdevctl.run(*start(name))
+        assert refused.rc == 1
+        assert "EHOSTUNREACH: " in refused.stderr
+        assert "nothing was done" in refused.stderr
+    finally:
+        guest.restore_network()
+    assert mdevctl.host.mdev.devices() == []
+    wait_for(lambda: mdevctl.run(*start(name)).rc == 0, what="etcd again", timeout=DEADLINE)
+    mdevctl.ok("stop", "-u", name)
+    assert_nothing_left(records, mdevctl)
+
+
+def test_without_an_agent_nothing_is_done(records: Records, mdevctl: Tool, name: str) -> None:
+    """A callout that finds nobody to ask refuses, and the line says what to look at."""
+    mdevctl.host.kill()
+    with hurried(mdevctl):
+        refused = mdevctl.run(*start(name))
+    assert refused.rc == 1
+    assert f"EHOSTDOWN: {name}: the agent of this host does not answer" in refused.stderr
+    assert "systemctl status mdevns-agent" in refused.stderr
+    assert mdevctl.host.mdev.devices() == []
+    mdevctl.host.begin()
+    assert_nothing_left(records, mdevctl)
+
+
+def test_definitions_of_before_are_taken_over(records: Records, mdevctl: Tool, name: str) -> None:
+    """What mdevctl had defined and started without us is a persistent name, and is written back."""
+    guest = mdevctl.host.guest
+    with killed(mdevctl):
+        mdevctl.run("define", "-u", name, "-p", PARENT, "-t", TYPE)
+        mdevctl.run("start", "-u", name)
+    wait_for_state(records, mdevctl, name, "active")
+    text = guest.read(mdevctl.definition(name))
+    here = ("--host", mdevctl.host.name, "--cluster", records.cluster)
+    taken = guest.mdevns("import", "mdevctl", *here)
+    assert taken.rc == 0, taken
+    assert kept(records, mdevctl, name) == ("active", True, False)
+    guest.run("rm", mdevctl.definition(name), check=True)
+    written = guest.mdevns("export", "mdevctl", *here)
+    assert written.rc == 0, written
+    assert guest.read(mdevctl.definition(name)) == text
+    mdevctl.ok("stop", "-u", name)
+    mdevctl.ok("undefine", "-u", name)
+    assert_nothing_left(records, mdevctl)
+
+
+def test_a_host_whose_usr_is_read_only_is_served(
+    records: Records, tools: dict[str, Tool], name: str
+) -> None:
+    """Ours goes to /etc then, where mdevctl asks it, too; and to /usr/lib once that can be."""
+    mdevctl = tools["1.4.0"]
+    guest, scripts = mdevctl.host.guest, f"{BASES['1.4.0']}/scripts.d"
+    guest.run("find", scripts, "-name", "00-mdevns", "-delete", check=True)
+    guest.run("mount", "--bind", scripts, scripts, check=True)
+    try:
+        guest.run("mount", "-o", "remount,bind,ro", scripts, check=True)
+        done = guest.mdevns("mdevctl", "install")
+        assert done.rc == 0, done
+        assert f"{scripts} is read-only" in done.stderr
+        mdevctl.ok(*start(name))
+        assert records.state(mdevctl.host.name, name) == "active"
+        mdevctl.ok("stop", "-u", name)
+    finally:
+        guest.run("umount", scripts, check=True)
+    done = guest.mdevns("mdevctl", "install")
+    assert done.rc == 0, done
+    assert guest.exists(mdevctl.callout)
+    assert guest.run("find", "/etc/mdevctl.d/scripts.d", "-name", "00-mdevns").stdout == ""
+    assert_nothing_left(records, mdevctl)
+
+
+@pytest.fixture
+def etcd_stopped(members: EmbeddedCluster) -> Iterator[Callable[[], None]]:
+    """Stops all of etcd, which runs again afterwards; called again it starts it at once."""
+    running = [True]
+
+    def turn() -> None:
+        for member in range(3):
+            if running[0]:
+                members.kill(member)
+            else:
+                members.start(member, wait=False)
+        running[0] = not running[0]
+        if running[0]:
+            members.leader()
+
+    yield turn
+    if not running[0]:
+        turn()
+
+
+def test_autostart_comes_back_without_etcd(
+    records: Records, mdevctl: Tool, name: str, etcd_stopped: Callable[[], None]
+) -> None:
+    """After a reboot udev starts what is the host's under the journal's claim, and nothing else."""
+    host, guest = mdevctl.host, mdevctl.host.guest
+    # Debian's rule calls it where it is not (kernel-reference.md).
+    guest.run("ln", "-sf", "/usr/bin/mdevctl", "/usr/sbin/mdevctl", check=True)
+    stopped, new = str(uuid.uuid4()), str(uuid.uuid4())
+    mdevctl.ok("define", "-u", name, "-p", PARENT, "-t", TYPE, "--auto")
+    mdevctl.ok("start", "-u", name)
+    mdevctl.ok("define", "-u", stopped, "-p", PARENT, "-t", TYPE)
+    etcd_stopped()
+    guest.power_loss()
+    guest.boot()
+    host.start(cut_off=True)
+    wait_for(lambda: host.mdev.devices() == [name], what="its device", timeout=DEADLINE)
+    for args in (("start", "-u", stopped), start(new)):
+        refused = mdevctl.run(*args)
+        assert (refused.rc, "EHOSTUNREACH: " in refused.stderr) == (1, True), refused
+    assert host.mdev.devices() == [name]
+    etcd_stopped()
+    wait_for(
+        lambda: records.claims(host.name)[name].value["boot_id"] == guest.boot_id,
+        what="the claim to be of this boot",
+        timeout=DEADLINE,
+    )
+    assert records.states(host.name) == {name: "active", stopped: "defined"}
+    for one in (name, stopped):
+        mdevctl.run("stop", "-u", one)
+        mdevctl.ok("undefine", "-u", one)
+    assert_nothing_left(records, mdevctl)

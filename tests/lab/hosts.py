@@ -49,10 +49,16 @@ with open(sys.argv[1], "r+b") as file:
 _EARS = """
 import ctypes, os, pathlib, socket, struct, sys
 pid, what = int(sys.argv[1]), sys.argv[2]
+
+def target(fd):
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
+    except FileNotFoundError:  # closed meanwhile
+        return None
+
 rows = [line.split() for line in pathlib.Path("/proc/net/netlink").read_text().splitlines()]
 events = {f"socket:[{row[-1]}]" for row in rows if row[1] == "15"}
-fds = [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{fd}") in events]
-(fd,) = fds
+(fd,) = [fd for fd in os.listdir(f"/proc/{pid}/fd") if target(fd) in events]
 copy = ctypes.CDLL(None, use_errno=True).syscall(438, os.pidfd_open(pid), int(fd), 0)
 with socket.socket(fileno=copy) as ears:
     nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))

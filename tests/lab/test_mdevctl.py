@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab
 
-SOON = 2.0  # seconds in which the agent has seen what went past the callout
+# Seconds in which the agent has seen what went past the callout: it takes less than two where
+# nothing else runs, and has nothing but events and a look every two seconds to see it by.
+SOON = 6.0
 BASES = {"1.2.0": "/etc/mdevctl.d", "1.4.0": "/usr/lib/mdevctl"}
 PARENT, TYPE = "mtty", "mtty-2"
 
@@ -65,14 +67,18 @@ def records(members: EmbeddedCluster) -> Records:
 
 @pytest.fixture(scope="module")
 def tools(guests: Guests, records: Records) -> Iterator[dict[str, Tool]]:
-    """mdevctl on a guest of each Debian, by version, with ours installed and an agent running."""
+    """mdevctl on a guest of each Debian, by version, with ours installed and an agent running.
+
+    That is given up soon after it went without a word, so its successor after a boot waits for
+    no more.
+    """
     found = {}
     for guest in guests[:2]:
         done = guest.mdevns("mdevctl", "install")
         assert done.rc == 20, done  # the agent is not there yet, and that alone is told
         assert "no agent listens there" in done.stdout
         version = guest.run("mdevctl", "--version", check=True).stdout.split()[1]
-        found[version] = Tool(Host(guest, records), version)
+        found[version] = Tool(Host(guest, records, "--session-ttl", "8"), version)
     assert set(found) == set(BASES)
     for tool in found.values():
         tool.host.start()
@@ -235,23 +241,6 @@ def test_what_goes_past_the_callout_is_noticed(
     assert_nothing_left(records, mdevctl, elsewhere)
 
 
-def test_without_the_store_nothing_new_is_taken(records: Records, mdevctl: Tool, name: str) -> None:
-    """A name that nobody here knows of could be anybody's, so it is refused and nothing is made."""
-    guest = mdevctl.host.guest
-    guest.cut_network()
-    try:
-        refused = mdevctl.run(*start(name))
-        assert refused.rc == 1
-        assert "EHOSTUNREACH: " in refused.stderr
-        assert "nothing was done" in refused.stderr
-    finally:
-        guest.restore_network()
-    assert mdevctl.host.mdev.devices() == []
-    wait_for(lambda: mdevctl.run(*start(name)).rc == 0, what="etcd again", timeout=DEADLINE)
-    mdevctl.ok("stop", "-u", name)
-    assert_nothing_left(records, mdevctl)
-
-
 def test_without_an_agent_nothing_is_done(records: Records, mdevctl: Tool, name: str) -> None:
     """A callout that finds nobody to ask refuses, and the line says what to look at."""
     mdevctl.host.kill()
@@ -331,20 +320,27 @@ def etcd_stopped(members: EmbeddedCluster) -> Iterator[Callable[[], None]]:
         turn()
 
 
+@pytest.fixture
+def autostarting(tools: dict[str, Tool]) -> Iterator[Tool]:
+    """mdevctl whose autostart runs: Debian's rule for udev calls it where it is not (measured)."""
+    mdevctl = tools["1.2.0"]
+    link = "/usr/sbin/mdevctl"
+    mdevctl.host.guest.run("ln", "-sf", "/usr/bin/mdevctl", link, check=True)
+    yield mdevctl
+    mdevctl.host.guest.run("rm", link, check=True)
+
+
 def test_autostart_comes_back_without_etcd(
-    records: Records, mdevctl: Tool, name: str, etcd_stopped: Callable[[], None]
+    records: Records, autostarting: Tool, name: str, etcd_stopped: Callable[[], None]
 ) -> None:
     """After a reboot udev starts what is the host's under the journal's claim, and nothing else."""
-    host, guest = mdevctl.host, mdevctl.host.guest
-    # Debian's rule calls it where it is not (kernel-reference.md).
-    guest.run("ln", "-sf", "/usr/bin/mdevctl", "/usr/sbin/mdevctl", check=True)
+    mdevctl, host, guest = autostarting, autostarting.host, autostarting.host.guest
     stopped, new = str(uuid.uuid4()), str(uuid.uuid4())
     mdevctl.ok("define", "-u", name, "-p", PARENT, "-t", TYPE, "--auto")
     mdevctl.ok("start", "-u", name)
     mdevctl.ok("define", "-u", stopped, "-p", PARENT, "-t", TYPE)
     etcd_stopped()
-    guest.power_loss()
-    guest.boot()
+    guest.reboot()
     host.start(cut_off=True)
     wait_for(lambda: host.mdev.devices() == [name], what="its device", timeout=DEADLINE)
     for args in (("start", "-u", stopped), start(new)):

@@ -117,11 +117,16 @@ class _Pending:
         if key not in self._waits:
             self._waits[key] = asyncio.create_task(self._wait(asked, maker))
 
-    def over(self, name: Name, pid: int) -> None:
-        """It has told, and what it told was noted."""
+    def over(self, name: Name, pid: int) -> bool:
+        """It has told, and what it told was noted; whether it was waited for."""
         wait = self._waits.pop((name, pid), None)
         if wait is not None:
             wait.cancel()
+        return wait is not None
+
+    async def idle(self) -> None:
+        """Wait until nothing is waited for."""
+        await asyncio.gather(*self._waits.values(), return_exceptions=True)
 
     async def _wait(self, asked: _Asked, maker: Maker) -> None:
         try:
@@ -302,7 +307,7 @@ class Mdevctl:
             raise result.error
 
     async def _undefine(self, asked: _Asked, maker: Maker) -> None:
-        if await self._may_change(asked):
+        if await self._may_change(asked) and self._has_file(asked):
             self._pending.watch(asked, maker)
 
     async def _may_change(self, asked: _Asked) -> bool:
@@ -337,10 +342,10 @@ class Mdevctl:
             await self._followed(asked.name, ClaimState.REMOVING)
 
     async def _defined(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
-        self._pending.over(asked.name, pid)
+        was_new = self._pending.over(asked.name, pid)
         if done:
             await self._amend(asked, persistent=True)
-        else:
+        elif was_new:  # a name that was defined before, by whomever, stays
             await self._settle_definition(asked)
 
     async def _undefined(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
@@ -362,12 +367,15 @@ class Mdevctl:
         claim = self._local.claim(asked.name)
         if claim is None or claim.parent != asked.parent or not claim.persistent:
             return
-        if (self._definitions / asked.parent / asked.name).exists():
+        if self._has_file(asked):
             return
         if claim.state is ClaimState.DEFINED:
             await self._give_up(asked.name)
         elif claim.state is ClaimState.ACTIVE:
             await self._amend(asked, persistent=False)
+
+    def _has_file(self, asked: _Asked) -> bool:
+        return (self._definitions / asked.parent / asked.name).exists()
 
     async def _amend(self, asked: _Asked, *, persistent: bool) -> None:
         claim = self._local.claim(asked.name)

@@ -458,7 +458,9 @@ async def test_an_undefine_that_could_not_be_noted_is_made_good(host: Host) -> N
     away = Away(host)
     async with tool(host) as mdevctl:
         await mdevctl.define()
+        file = mdevctl.file()
         await mdevctl.pre("undefine")
+        file.unlink()
         away.is_away = True
         with pytest.raises(MdevnsError):
             await mdevctl.post("undefine")

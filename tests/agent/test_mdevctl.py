@@ -10,6 +10,7 @@ import pytest
 
 from agent import simulated
 from agent.mdevctl import Call, Definition, Mdevctl
+from coordinator.claims import Hold
 from coordinator.errors import InUse, InvalidValue, NameTaken, NotFound, TryAgain, Unreachable
 from coordinator.model import Wish
 from coordinator.states import ClaimState
@@ -79,6 +80,13 @@ class Tool:
         self.definition = {"mdev_type": TYPE, "start": "manual", **definition}
         await self.pre("define")
         await self.post("define")
+
+    def file(self) -> Path:
+        """What it keeps of a definition, from now on."""
+        file = self.host.directory / "mdevctl.d" / self.host.parents[0] / NAME
+        file.parent.mkdir(parents=True)
+        file.touch()
+        return file
 
     async def end(self) -> None:
         """It ends, or is killed."""
@@ -317,11 +325,30 @@ async def test_a_definition_that_failed_is_given_up_unless_mdevctl_has_it(host: 
         await mdevctl.pre("define")
         await mdevctl.post("define", done=False)
         assert host.claim() is None
-        file = host.directory / "mdevctl.d" / host.parents[0] / NAME
-        file.parent.mkdir(parents=True)
-        file.touch()
+        mdevctl.file()
         await mdevctl.pre("define")
         await mdevctl.post("define", done=False)
+        assert host.is_in(DEFINED)
+
+
+async def test_what_mdevctl_knows_nothing_of_is_not_given_up_by_its_failures(host: Host) -> None:
+    """A name that was defined without it stays, whatever it could not do."""
+    async with tool(host) as mdevctl:
+        wanted = Wish(host=HOST, parent=host.parents[0], type=TYPE, persistent=True)
+        lease = host.desk.core.grant(60).id
+        claims = host.desk.claims
+        await host.desk.make(claims.reserve(NAME, "r", None, lease=lease, now="t", by=None))
+        taken = host.desk.kv(host.desk.keys.name(NAME))
+        assert taken is not None
+        hold = Hold(NAME, "r", taken.mod_revision, lease)
+        await host.desk.made(claims.define(hold, wanted, now="t", by=None))
+        await host.wait(lambda: mdevctl.agent.local.claim(NAME) is not None)
+        for action in ("define", "undefine"):
+            await mdevctl.pre(action)
+            await mdevctl.post(action, done=False)
+        await mdevctl.pre("undefine")
+        await mdevctl.end()
+        await mdevctl.answers._pending.idle()
         assert host.is_in(DEFINED)
 
 

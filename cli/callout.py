@@ -26,9 +26,10 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 SOCKET = "/run/mdevns/agent.sock"
 MDEVCTL = os.getppid()  # for as long as it lives the agent leaves the device to it
 
-ANSWERED_IN = 30.0  # seconds for the whole of a question; udev ends what takes 180
+ANSWERED_IN = 30.0  # seconds for the whole of a question
+BOOTED_IN = 120.0  # seconds for one while the host boots; udev ends what takes 180
 THERE_IN = 10.0  # seconds for the agent's socket to be there, since the agent may be restarting
-BOOTING = 600.0  # seconds after a boot in which the agent may be still to come: then all of them
+BOOTING = 600.0  # seconds after a boot in which the agent may be still to come
 TOLD_IN = 10.0  # seconds for what cannot be refused; the agent may look at the kernel first
 PAUSE = 0.1  # seconds between two looks for the socket
 
@@ -126,8 +127,9 @@ def ask(given: dict[str, str], definition: bytes) -> None:
         raise Refused(f"ESRCH: {given.get('-u', '-')}: mdevctl has ended; nothing was done")
     now = time.monotonic()
     booting = time.clock_gettime(time.CLOCK_BOOTTIME) < BOOTING
-    there = now + (ANSWERED_IN if booting else THERE_IN)
-    status, body = exchange(given, definition, there, now + ANSWERED_IN)
+    there = now + (BOOTED_IN if booting else THERE_IN)
+    until = now + (BOOTED_IN if booting else ANSWERED_IN)
+    status, body = exchange(given, definition, there, until)
     if 200 <= status < 300:
         return
     text = " ".join(body.decode("utf-8", "replace").split())

@@ -101,7 +101,10 @@ class Local:
         Raises:
             OSError: the bus cannot be scanned.
         """
-        scan = await in_thread(self.parts.bus.scan)
+        if self.enrolment is not None:  # one look for all who ask at the same time
+            scan = (await self.enrolment.enrolled.scanner.fresh()).scan
+        else:
+            scan = await in_thread(self.parts.bus.scan)
         return [device for _, device in sorted(scan.devices.items())]
 
     # To claim and to release.

@@ -6,7 +6,9 @@ from etcd's keys and from the guests' sysfs.
 
 from __future__ import annotations
 
+import signal
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,11 +19,11 @@ from deploy.lab.guest import wait_for
 from tests.lab.hosts import DEADLINE, Host, Records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from coordinator.embedded import EmbeddedCluster
-    from deploy.lab.guest import Result
+    from deploy.lab.guest import Guest, Result
     from tests.lab.conftest import Guests
 
 pytestmark = pytest.mark.lab
@@ -73,8 +75,7 @@ def tools(guests: Guests, records: Records) -> Iterator[dict[str, Tool]]:
     no more.
     """
     found = {}
-    for guest in guests[:2]:
-        done = guest.mdevns("mdevctl", "install")
+    for guest, done in _each(guests[:2], "install"):
         assert done.rc == 20, done  # the agent is not there yet, and that alone is told
         assert "no agent listens there" in done.stdout
         version = guest.run("mdevctl", "--version", check=True).stdout.split()[1]
@@ -84,10 +85,17 @@ def tools(guests: Guests, records: Records) -> Iterator[dict[str, Tool]]:
         tool.host.start()
     for tool in found.values():
         tool.host.wait_enrolled()
-        status = tool.host.guest.mdevns("mdevctl", "status")
+    for _, status in _each([tool.host.guest for tool in found.values()], "status"):
         assert (status.rc, status.stdout.splitlines()[-1]) == (0, "in place")
     yield found
     assert [tool.host.complaints() for tool in found.values()] == [[], []]
+
+
+def _each(guests: Sequence[Guest], act: str) -> list[tuple[Guest, Result]]:
+    """`mdevns mdevctl` in several guests at the same time."""
+    with ThreadPoolExecutor(len(guests)) as pool:
+        results = pool.map(lambda guest: guest.mdevns("mdevctl", act), guests)
+        return list(zip(guests, results, strict=True))
 
 
 @pytest.fixture(params=sorted(BASES))
@@ -243,19 +251,6 @@ def test_what_goes_past_the_callout_is_noticed(
     assert_nothing_left(records, mdevctl, elsewhere)
 
 
-def test_without_an_agent_nothing_is_done(records: Records, mdevctl: Tool, name: str) -> None:
-    """A callout that finds nobody to ask refuses, and the line says what to look at."""
-    mdevctl.host.kill()
-    with hurried(mdevctl):
-        refused = mdevctl.run(*start(name))
-    assert refused.rc == 1
-    assert f"EHOSTDOWN: {name}: the agent of this host does not answer" in refused.stderr
-    assert "systemctl status mdevns-agent" in refused.stderr
-    assert mdevctl.host.mdev.devices() == []
-    mdevctl.host.begin()
-    assert_nothing_left(records, mdevctl)
-
-
 def test_definitions_of_before_are_taken_over(records: Records, mdevctl: Tool, name: str) -> None:
     """What mdevctl had defined and started without us is a persistent name, and is written back."""
     guest = mdevctl.host.guest
@@ -335,12 +330,19 @@ def autostarting(tools: dict[str, Tool]) -> Iterator[Tool]:
 def test_autostart_comes_back_without_etcd(
     records: Records, autostarting: Tool, name: str, etcd_stopped: Callable[[], None]
 ) -> None:
-    """After a reboot udev starts what is the host's under the journal's claim, and nothing else."""
+    """Without an agent nothing is started; without etcd, after a reboot, what is this host's is."""
     mdevctl, host, guest = autostarting, autostarting.host, autostarting.host.guest
     stopped, new = str(uuid.uuid4()), str(uuid.uuid4())
     mdevctl.ok("define", "-u", name, "-p", PARENT, "-t", TYPE, "--auto")
     mdevctl.ok("start", "-u", name)
     mdevctl.ok("define", "-u", stopped, "-p", PARENT, "-t", TYPE)
+    host.agent.kill(signal.SIGTERM)
+    assert host.agent.wait() == 0
+    with hurried(mdevctl):
+        refused = mdevctl.run(*start(new))
+    assert refused.rc == 1
+    assert f"EHOSTDOWN: {new}: the agent of this host does not answer" in refused.stderr
+    assert "systemctl status mdevns-agent" in refused.stderr
     etcd_stopped()
     guest.reboot()
     host.start(cut_off=True)

@@ -228,8 +228,8 @@ def test_race(hosts: Pair, cli: Cli, records: Records, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("workers", "early"),
-    [(False, True), (False, False), (True, True)],
-    ids=["back before", "back after", "killed with its workers"],
+    [(False, False), (True, True)],
+    ids=["back after", "killed with its workers and back before"],
 )
 def test_killed_while_the_driver_creates(
     hosts: Pair, cli: Cli, records: Records, name: str, *, workers: bool, early: bool

@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,14 @@ from agent.buses import open_bus
 from agent.enrolment import Enrolment, Parts, unless
 from agent.exposition import OFF, parse_address, serving
 from agent.health import BEAT, Vitals, verdict
-from agent.journal import Journal, Notes, journal_path
-from agent.local import Local
-from agent.local_socket import local_socket
+from agent.journal import Journal, JournalFailed, journal_path
+from agent.local.service import Local
+from agent.local.serving import local_socket
 from agent.locks import AgentLock
 from agent.makers import Makers
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
+from agent.notes import Notes
 from agent.notify import Notifier
 from agent.places import Directories, directories
 from agent.sysfs import MachineUnknown
@@ -275,6 +276,7 @@ class Agent:
             ttl=self._settings.session_ttl,
         )
         enroller.told = self._waits
+        enroller.found = self._found
         while not self.stop.is_set():
             # Nothing that was read before an enrolment is used in it.
             parts.store.begin_anew()
@@ -287,6 +289,12 @@ class Agent:
                 _log.warning("cannot enrol", host=self._settings.host, error=error.line)
                 await unless(self.stop, asyncio.sleep(_STORE_AGAIN))
         return None
+
+    async def _found(self, epoch: str | None) -> None:
+        """Note what the epoch tells of the store before it is overwritten, for good."""
+        self._parts.notes.found(epoch)
+        with suppress(JournalFailed):  # told in the log; an agent without a disk enrols
+            await self._parts.notes.written()
 
     def _waits(self, why: str) -> None:
         self.local.say_away(is_away=False)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from agent.bus import Bus, Watcher
     from agent.health import Vitals
-    from agent.journal import Notes
     from agent.makers import Makers
+    from agent.notes import Notes
     from agent.scanner import Look
     from agent.workers import Workers
     from coordinator.clock import Clock
@@ -82,7 +82,7 @@ class Enrolment:
         resync: float,
     ) -> None:
         claims = Claims(parts.keys)
-        parts.notes.enrolled(session.instance, session.epoch_before)
+        parts.notes.enrolled(session.instance)
         self._parts, self._session, self._vitals = parts, session, vitals
         self._ttl, self._rescan = ttl, rescan
         self._stirred = asyncio.Event()

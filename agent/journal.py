@@ -8,26 +8,22 @@ The file is SQLite's (write-ahead log, every transaction flushed), one for each 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from agent.threads import in_thread
 from coordinator.errors import MdevnsError
 from coordinator.model import Claim, Maker, Name
-from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-__all__ = ["Journal", "JournalFailed", "Notes", "Permit", "journal_path"]
+__all__ = ["Changes", "Journal", "JournalFailed", "Kept", "Permit", "journal_path"]
 
 _log = structlog.get_logger()
 
@@ -85,7 +81,7 @@ class Kept:
 
 
 @dataclass(slots=True)
-class _Changes:
+class Changes:
     """What is to be written next. The newest word on a name is the one that counts."""
 
     claims: dict[Name, Claim | None] = field(default_factory=dict)
@@ -94,20 +90,24 @@ class _Changes:
     unsure: set[Name] = field(default_factory=set)
     instances: list[str] = field(default_factory=list)
     revision: int | None = None
+    urgent: bool = False  # that the store was set back
 
     def __bool__(self) -> bool:
-        """Whether there is anything whose loss would matter: a mark alone can wait."""
-        return bool(self.claims or self.lost or self.permits or self.unsure or self.instances)
+        """Whether there is anything whose loss would matter: how far the watch is can wait."""
+        return bool(
+            self.claims or self.lost or self.permits or self.unsure or self.instances or self.urgent
+        )
 
-    def under(self, newer: _Changes) -> _Changes:
+    def under(self, newer: Changes) -> Changes:
         """These, with newer ones over them: what could not be written is still to be."""
-        return _Changes(
+        return Changes(
             self.claims | newer.claims,
             self.lost | newer.lost,
             self.permits | newer.permits,
             (self.unsure - newer.claims.keys()) | newer.unsure,
             self.instances + newer.instances,
             self.revision if newer.revision is None else newer.revision,
+            self.urgent or newer.urgent,
         )
 
 
@@ -190,7 +190,7 @@ class Journal:
         except (sqlite3.Error, msgspec.MsgspecError) as error:
             raise self._failed(error) from error
 
-    def write(self, changes: _Changes) -> None:
+    def write(self, changes: Changes) -> None:
         """Take changes down, all or none; returns when they are on the disk.
 
         Raises:
@@ -205,7 +205,7 @@ class Journal:
                 self._file.execute("ROLLBACK")
             raise self._failed(error) from error
 
-    def _write(self, changes: _Changes) -> None:
+    def _write(self, changes: Changes) -> None:
         file = self._file
         gone = [(name,) for name, claim in changes.claims.items() if claim is None]
         file.executemany("DELETE FROM claims WHERE name = ?", gone)
@@ -239,8 +239,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file."""
-        with closing(self._file):
-            pass
+        self._file.close()
 
     def _failed(self, error: Exception) -> JournalFailed:
         hint = "see that its disk has room and is the agent's to write"
@@ -261,229 +260,3 @@ def _check(file: sqlite3.Connection) -> int:
 
 class _Newer(sqlite3.OperationalError):
     """A newer program has written it."""
-
-
-class Notes:
-    """The journal as the agent keeps it: known in memory, written off the event loop.
-
-    What is learnt is taken down soon; `written` waits for it. What is learnt while a
-    transaction is on its way to the disk goes there with the next one.
-    """
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._kept = journal.read()
-        self._changes = _Changes()
-        self._writing: asyncio.Task[None] | None = None
-        self._trouble: str | None = None
-        self._awaiting: list[asyncio.Future[None]] = []
-        self._is_set_back = False
-        self.reverted: set[Name] = set()
-        """Names whose removal had failed before the store was set back to before that."""
-        self._older: dict[Name, Claim] = {}
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait until something holds that changes only with what is learnt."""
-        while not holds():
-            heard = asyncio.get_running_loop().create_future()
-            self._awaiting.append(heard)
-            await heard
-
-    def stir(self) -> None:
-        """What is waited for in `until` may hold now, for another reason."""
-        self._heard()
-
-    def _heard(self) -> None:
-        for heard in self._awaiting:
-            if not heard.done():
-                heard.set_result(None)
-        self._awaiting.clear()
-
-    @property
-    def claims(self) -> dict[Name, Claim]:
-        """The host's claims, as far as it has heard."""
-        return self._kept.claims
-
-    @property
-    def lost(self) -> dict[Name, Claim]:
-        """Claims that the store no longer has although nobody has freed them."""
-        return self._kept.lost
-
-    @property
-    def permits(self) -> dict[Name, Permit]:
-        """Leave that was given while the store was away."""
-        return self._kept.permits
-
-    # What the informer tells.
-
-    def learnt(self, name: Name, claim: Claim | None) -> None:
-        """The newest that the store says of a name; None: the host has no claim of it."""
-        self._heard()
-        self._kept.unsure.discard(name)
-        self.reverted.discard(name)
-        if claim is None:
-            if self._kept.claims.pop(name, None) is None:
-                return
-        else:
-            self._supersede(name, claim)
-            self._kept.lost.pop(name, None)
-        self._changes.claims[name] = claim
-        self._changes.lost.pop(name, None)
-        self._changes.unsure.discard(name)
-        self._begin()
-
-    def _supersede(self, name: Name, claim: Claim) -> None:
-        before = self._kept.claims.get(name)
-        if before is not None and before.revision > claim.revision:
-            self._older[name] = before  # by the number: whether it was set back, `listed` tells
-        self._kept.claims[name] = claim
-        if claim.revision > self._kept.revision:
-            self._seen(claim.revision)
-
-    def enrolled(self, instance: str, before: str | None) -> None:
-        """An enrolment has replaced the epoch `before`.
-
-        Where that is an instance of ours that a later one had replaced, or there is none any
-        more, the store was set back: so it is found out although others have written more since
-        than was lost.
-        """
-        earlier = self._kept.instances[:-1]
-        if self._kept.instances and (before is None or before in earlier):
-            self._is_set_back = True
-        self._kept.instances.append(instance)
-        self._changes.instances.append(instance)
-        self._begin()
-
-    def set_back(self) -> None:
-        """The store was found to be another, or an older one, while it was used."""
-        self._is_set_back = True
-
-    def listed(self, revision: int, names: Iterable[Name]) -> None:
-        """All claims of the host were listed at a revision; `learnt` has heard of each.
-
-        What is not among them was freed by whoever may, unless the store is behind what was
-        seen of it: then it was set back, and they are lost.
-        """
-        self._heard()
-        seen = max([self._kept.revision, *(one.revision for one in self._older.values())])
-        set_back = self._is_set_back or revision < seen
-        missing = self._kept.claims.keys() - set(names)
-        if set_back:
-            _log.error(
-                "the store was set back",
-                revision=revision,
-                seen=self._kept.revision,
-                claims_lost=len(missing),
-            )
-        for name in missing:
-            claim = self._kept.claims.pop(name)
-            if set_back:
-                self._kept.lost[name] = claim
-                self._changes.lost[name] = True
-            else:
-                self._changes.claims[name] = None
-        older, self._older, self._is_set_back = self._older, {}, False
-        if set_back:
-            self.reverted |= {name for name, one in older.items() if self._has_failed(name, one)}
-        self._seen(revision)
-        self._begin()
-
-    def _has_failed(self, name: Name, before: Claim) -> bool:
-        now = self._kept.claims.get(name)
-        removing = now is not None and now.state is ClaimState.REMOVING
-        return removing and before.state is ClaimState.ACTIVE
-
-    def told(self, revision: int) -> None:
-        """The watch has told all up to a revision."""
-        if revision > self._kept.revision:
-            self._seen(revision)  # written along with the next claim, or at the end
-
-    # What the agent does.
-
-    def unsure(self, name: Name) -> None:
-        """A transaction that gives the name up is about to be sent.
-
-        It may be applied although nobody is told, even after we are gone, so the journal no
-        longer vouches for the claim, until the store's next word on it.
-        """
-        self._kept.unsure.add(name)
-        self._changes.unsure.add(name)
-        self._begin()
-
-    def vouches(self, name: Name) -> Claim | None:
-        """The claim of a name if nobody but this host, or an evict, can have freed it since.
-
-        That is so while a device of it may exist. A claim that is `defined` can be moved.
-        """
-        claim = self._kept.claims.get(name)
-        certain = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
-        if claim is None or name in self._kept.unsure or claim.state not in certain:
-            return None
-        return claim
-
-    def settled(self, name: Name) -> None:
-        """A lost claim is one no more: the name is another's, or there is nothing to put back."""
-        if self._kept.lost.pop(name, None) is not None:
-            self._changes.lost.pop(name, None)
-            self._changes.claims[name] = None
-            self._begin()
-
-    def permit(self, name: Name, permit: Permit | None) -> None:
-        """Give leave for a device, or take it back."""
-        if permit is not None:
-            self._kept.permits[name] = permit
-        elif self._kept.permits.pop(name, None) is None:
-            return
-        self._changes.permits[name] = permit
-        self._begin()
-
-    async def written(self) -> None:
-        """Wait until all that was learnt so far is on the disk.
-
-        Raises:
-            JournalFailed: it is not, and whoever waits must not go on.
-        """
-        while self._changes or self._writing:
-            self._begin()
-            assert self._writing is not None
-            await asyncio.shield(self._writing)
-
-    async def close(self) -> None:
-        """Take down what is left, and let go of the file."""
-        with suppress(JournalFailed):  # told when it began
-            await self.written()
-            await in_thread(self._journal.write, self._changes)
-        self._journal.close()
-
-    def _seen(self, revision: int) -> None:
-        self._kept = replace(self._kept, revision=revision)
-        self._changes.revision = revision
-
-    def _begin(self) -> None:
-        if self._writing is None and self._changes:
-            self._writing = asyncio.get_running_loop().create_task(self._write())
-            self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-    async def _write(self) -> None:
-        try:
-            # A breath, so that all that is learnt at the same moment goes in one transaction.
-            await asyncio.sleep(0)
-            while self._changes:
-                changes, self._changes = self._changes, _Changes()
-                try:
-                    await in_thread(self._journal.write, changes)
-                except BaseException:
-                    self._changes = changes.under(self._changes)
-                    raise
-            self._note(None)
-        except JournalFailed as error:
-            self._note(error.line)
-            raise
-        finally:
-            self._writing = None
-
-    def _note(self, trouble: str | None) -> None:
-        if trouble != self._trouble:
-            self._trouble = trouble
-            said = "journal cannot be written" if trouble else "journal is well again"
-            _log.warning(said, why=trouble)

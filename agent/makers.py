@@ -17,7 +17,7 @@ from coordinator.model import Maker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.journal import Notes
+    from agent.notes import Notes
     from coordinator.model import Claim, Name
 
 __all__ = ["Makers", "living", "maker_of"]
@@ -79,7 +79,7 @@ class Makers:
         self._through[name] = claim.maker
         return True
 
-    def write(self, name: Name, claim: Claim | None) -> bool:
+    def may_write(self, name: Name, claim: Claim | None) -> bool:
         """Whether one may be writing to the kernel for a name.
 
         To be asked before the look that a decision rests on: a maker that ended since that look

@@ -154,7 +154,7 @@ class Reconciler:
         if isinstance(claim, Unreadable):
             return Again.NOT  # `check` tells; nothing is done about what cannot be read
         # Before the look: a maker that ends after it may have made the device in between.
-        elsewhere = self._e.makers.write(name, claim)
+        elsewhere = self._e.makers.may_write(name, claim)
         look = await self._e.scanner.fresh()
         if look.scan.boot_id != self._e.boot_id:
             host = f"host {self._e.session.host}"
@@ -166,7 +166,7 @@ class Reconciler:
             return (device and self._e.scanner.settled_in(name)) or Again.LATER
         if claim is not None:
             return await self._steps.claimed(claim, device, decision)
-        if device is not None:
+        if device is not None and decision.action is Action.ADOPT:
             return await self._steps.unclaimed(name, device)
         if name in self._e.notes.lost and facts.sight is Sight.ABSENT:
             return await self._steps.recall_absent(name)

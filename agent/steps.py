@@ -18,16 +18,16 @@ from agent.threads import in_thread
 from agent.workers import Order, OrderKind
 from coordinator.claims import Failure
 from coordinator.errors import NameTaken
-from coordinator.model import NIL, FindingKind, FindingValue, LastError
+from coordinator.model import NIL, AfterRemoval, FindingKind, FindingValue, LastError
 from coordinator.states import ClaimEvent, ClaimState, transition
 
 if TYPE_CHECKING:
     import random
 
     from agent.bus import Bus, Device
-    from agent.journal import Notes
     from agent.makers import Makers
     from agent.metrics import Metrics
+    from agent.notes import Notes
     from agent.reporter import Reporter
     from agent.scanner import Scanner
     from agent.workers import Answer as Written
@@ -140,7 +140,7 @@ class Steps:
     async def _take_note(self, name: Name, device: Device, type_: str) -> Answer:
         """Claim a device that has no claim: as the journal knows it, if the store has lost it."""
         lost, now = self._e.notes.lost.get(name), self._e.clock.now()
-        if lost is not None and (lost.parent, lost.type) == (device.parent, type_):
+        if lost is not None and _is_of(device, lost):
             value = lost.as_recalled(ClaimState.ACTIVE, self._e.boot_id, now)
             change = self._e.claims.recall(name, self._e.session.host, value)
             return await self._commit(None, ClaimEvent.RECALL, change)
@@ -156,9 +156,13 @@ class Steps:
         return await self._commit(None, ClaimEvent.ADOPT, change)
 
     async def recall_absent(self, name: Name) -> Again:
-        """A lost claim without a device: a persistent one is defined again, if it is free still."""
+        """A lost claim without a device: a persistent one is defined again, if it is free still.
+
+        Not what was being created for the first time, nor what was being removed for good.
+        """
         lost = self._e.notes.lost[name]
-        if lost.persistent:
+        removed = lost.removal is not None and lost.removal.then is AfterRemoval.FREE
+        if lost.outlives_its_device and not removed:
             value = lost.as_recalled(ClaimState.DEFINED, lost.boot_id, self._e.clock.now())
             change = self._e.claims.recall(name, self._e.session.host, value)
             answer = await self._commit(None, ClaimEvent.RECALL, change)
@@ -423,6 +427,12 @@ def _foreign(device: Device, why: str) -> FindingValue:
         type=device.type,
         detail=f"on {device.parent}: {why}",
     )
+
+
+def _is_of(device: Device, claim: Claim) -> bool:
+    """Whether a device is what was claimed; not one whose attributes may not have been written."""
+    is_made = claim.state is not ClaimState.CREATING or not claim.attrs
+    return is_made and (device.parent, device.type) == (claim.parent, claim.type)
 
 
 def _leave(company: asyncio.Future[None]) -> None:

@@ -19,7 +19,7 @@ from coordinator.fitness import Finding, Level
 __all__ = ["app"]
 
 _NOT_IN_PLACE = 20
-_SOCKET = "agent.sock"  # agent.local_socket, which loads slowly, calls it so
+_SOCKET = "agent.sock"  # agent.local.serving, which loads slowly, calls it so
 
 app = typer.Typer(
     add_completion=False,

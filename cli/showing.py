@@ -62,6 +62,8 @@ def _rows(shown: Shown) -> Iterator[tuple[object, object]]:
     if record.error is not None:
         error = record.error
         yield "last error", f"{error.errno}: {error.text} ({error.at})"
+    if record.maker is not None:
+        yield "maker", f"process {record.maker.pid} of its host; the agent waits for it to end"
     if not shown.alive:
         yield "host", "unreachable: nothing goes on until its agent is back"
     yield "freed by", _FREED_BY[record.state].format(name=record.name)

@@ -242,7 +242,7 @@ class Claims:
 
     def undo(self, claim: Claim, failure: Failure, *, now: str) -> Change:
         """creating → removing: the device is there but an attribute failed; take it back."""
-        then = AfterRemoval.DEFINED if _stays(claim) else AfterRemoval.FREE
+        then = AfterRemoval.DEFINED if claim.outlives_its_device else AfterRemoval.FREE
         value = _entered(
             claim, ClaimState.REMOVING, now, removal=Removal(then), error=failure.error
         )
@@ -254,7 +254,7 @@ class Claims:
         A persistent name is defined again if it has been before; a create that never had its
         device leaves nothing, and can be placed elsewhere.
         """
-        if not _stays(claim):
+        if not claim.outlives_its_device:
             return self._free(ClaimEvent.ABORT, claim, failure)
         value = _entered(claim, ClaimState.DEFINED, now, error=failure.error)
         return self._move(ClaimEvent.ABORT, claim, value, failure=failure)
@@ -573,10 +573,6 @@ class Claims:
             at=failure.error.at,
         )
         return (Put(self._keys.outcome(claim.request, claim.name), encode(value), failure.lease),)
-
-
-def _stays(claim: Claim) -> bool:
-    return claim.persistent and not claim.first
 
 
 def _state(held: Claim | Hold) -> ClaimState:

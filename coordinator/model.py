@@ -235,6 +235,11 @@ class Claim(ClaimValue, frozen=True, kw_only=True):
         """What of it stands in the store's value."""
         return ClaimValue(**{field: getattr(self, field) for field in _CLAIM_FIELDS})
 
+    @property
+    def outlives_its_device(self) -> bool:
+        """Whether something of it stays when a request for it fails: it had been there before."""
+        return self.persistent and not self.first
+
     def as_recalled(self, state: ClaimState, boot_id: str | None, now: str) -> ClaimValue:
         """The value with which a claim that a store has lost is put back in `state`."""
         return msgspec.structs.replace(

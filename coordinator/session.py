@@ -27,7 +27,7 @@ from coordinator.transactions import settle
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from coordinator.clock import Clock
     from coordinator.keys import Keys
@@ -61,21 +61,11 @@ class Session:
     """
 
     def __init__(
-        self,
-        store: Store,
-        clock: Clock,
-        *,
-        host: str,
-        instance: str,
-        lease: int,
-        deadline: float,
-        epoch_before: str | None = None,
+        self, store: Store, clock: Clock, *, host: str, instance: str, lease: int, deadline: float
     ) -> None:
         self._store, self._clock = store, clock
         self.host, self.instance, self.lease = host, instance, lease
         self.deadline = deadline
-        self.epoch_before = epoch_before
-        """The epoch that this enrolment has replaced; None: there was none."""
         self.began = clock.boottime()
         """When it was made, on CLOCK_BOOTTIME."""
 
@@ -104,7 +94,8 @@ class Session:
 class Enroller:
     """Enrols one host's agent, as often as need be.
 
-    `ttl` in seconds is the session's; etcd's floor is 2. `told` hears what is waited for.
+    `ttl` in seconds is the session's; etcd's floor is 2. `told` hears what is waited for, and
+    `found` the epoch that stands, before it is replaced.
     """
 
     def __init__(
@@ -121,6 +112,7 @@ class Enroller:
         ttl: int,
     ) -> None:
         self.told: Callable[[str], None] = lambda _: None
+        self.found: Callable[[str | None], Awaitable[None]] = _nothing
         self._store, self._keys, self._clock, self._rng = store, keys, clock, rng
         self.host, self.ttl = host, ttl
         self._identity, self._boot_id, self._version = identity, boot_id, version
@@ -148,6 +140,8 @@ class Enroller:
         standing = await self._read()
         self._check_identity(standing)
         self._check_boot(standing)
+        epoch = standing.epoch
+        await self.found(None if epoch is None else epoch.value.decode(errors="replace"))
         asked = self._clock.boottime()
         lease = await self._store.grant(self.ttl)
         instance = f"{self._rng.getrandbits(128):032x}"
@@ -166,9 +160,6 @@ class Enroller:
             instance=instance,
             lease=lease.id,
             deadline=asked + lease.ttl,
-            epoch_before=None
-            if standing.epoch is None
-            else standing.epoch.value.decode(errors="replace"),
         )
 
     async def _read(self) -> _Standing:
@@ -253,3 +244,7 @@ def _as_read(key: str, kv: KeyValue | None) -> Compare:
 
 def _revision(kv: KeyValue | None) -> int:
     return 0 if kv is None else kv.mod_revision
+
+
+async def _nothing(_: str | None) -> None:
+    """For who does not want to hear it."""

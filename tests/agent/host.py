@@ -11,10 +11,11 @@ from agent import simulated
 from agent.daemon import Agent, AgentSettings
 from agent.enrolment import Parts
 from agent.exposition import OFF
-from agent.journal import Journal, Notes, journal_path
+from agent.journal import Journal, journal_path
 from agent.makers import Makers
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
+from agent.notes import Notes
 from agent.simulated import SimulatedBus
 from agent.workers import Workers
 from coordinator.clock import SystemClock

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent import simulated
-from agent.local_socket import SOCKET, local_socket
+from agent.local.serving import SOCKET, local_socket
 from cli.scripts import Scripts
 from coordinator.states import ClaimState
 from tests.support.desk import NAME, OTHER, TYPE, wish

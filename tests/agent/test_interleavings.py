@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent import simulated
-from agent.journal import Journal, Notes, journal_path
-from agent.mdevctl import Call
+from agent.journal import Journal, JournalFailed, journal_path
+from agent.local.mdevctl import Call
+from agent.notes import Notes
 from agent.simulated import SimulatedBus
 from coordinator.errors import Fenced, MdevnsError, NameTaken, TryAgain, Unreachable
-from coordinator.model import Wish
+from coordinator.model import AfterRemoval, Removal, Wish
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn
 from tests.agent.host import Host, process
@@ -467,3 +468,37 @@ async def test_an_undefine_that_could_not_be_noted_is_made_good(host: Host) -> N
         away.is_away = False
         await mdevctl.end()
         await host.wait(lambda: host.claim() is None)
+
+
+@pytest.mark.parametrize("then", list(AfterRemoval))
+async def test_what_was_being_removed_for_good_is_not_defined_again(
+    host: Host, then: AfterRemoval
+) -> None:
+    """A store that was set back has lost a name whose device is gone: only a stopped one stays."""
+    before = host.desk.core.snapshot()
+    async with host.agent():
+        await host.ask(persistent(host))
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.hold(host.directory, NAME)
+        claim = host.claim()
+        assert claim is not None
+        await host.desk.make(host.desk.claims.retire(claim, Removal(then, force=True), now="t"))
+        await host.wait(lambda: NAME not in host.devices())
+    host.desk.core.restore(before)
+    host.desk.store.begin_anew()
+    simulated.let_go(host.directory, NAME)
+    await host.wait(lambda: not host.bus.scan().devices)
+    async with host.agent():
+        await host.ask(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        await host.wait(lambda: host.is_in(DEFINED if then is AfterRemoval.DEFINED else None))
+
+
+async def test_a_permit_that_the_journal_did_not_take_is_none(host: Host) -> None:
+    """Whoever asked is refused, and the next one is not kept waiting for it."""
+    await after_a_reboot(host, persistent(host))
+    async with tool(host, enrols=False) as mdevctl:
+        with locked(host), pytest.raises(JournalFailed):
+            await mdevctl.pre("start")
+        await mdevctl.start()
+        assert host.devices() == {NAME}

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent import simulated
-from agent.api import ClaimJson, application
-from agent.local_socket import SOCKET, local_socket
+from agent.local.api import application
+from agent.local.serving import SOCKET, local_socket
+from agent.local.shapes import ClaimJson
 from agent.threads import in_thread
 from cli.shapes import claim_json
 from coordinator.states import ClaimState

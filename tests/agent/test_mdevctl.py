@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agent import simulated
-from agent.mdevctl import Call, Definition, Mdevctl
+from agent.local.mdevctl import Call, Definition, Mdevctl
 from coordinator.claims import Hold
 from coordinator.errors import InUse, InvalidValue, NameTaken, NotFound, TryAgain, Unreachable
 from coordinator.model import Wish

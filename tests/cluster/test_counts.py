@@ -14,8 +14,9 @@ import pytest
 from agent import simulated
 from agent.daemon import Agent, AgentSettings
 from agent.enrolment import Parts
-from agent.journal import Journal, Notes, journal_path
+from agent.journal import Journal, journal_path
 from agent.makers import Makers
+from agent.notes import Notes
 from agent.simulated import SimulatedBus
 from agent.workers import OrderKind, Workers
 from coordinator import reserving

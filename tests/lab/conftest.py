@@ -5,6 +5,7 @@ A guest is given to each file of tests as if it was new, and to each test runnin
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,8 @@ from deploy.lab.guest import Guest, boot_all
 from deploy.lab.images import build
 from deploy.lab.machines import Lab
 from deploy.lab.tidy import mend, tidy
-from tests.lab.hosts import Host
+from tests.cli.driver import Cli
+from tests.lab.hosts import Host, Records
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -61,6 +63,24 @@ def guests(machines: Guests) -> Guests:
     for machine in machines:
         tidy(machine)
     return machines
+
+
+@pytest.fixture(scope="module")
+def cluster() -> str:
+    """The name of a cluster that nobody else has."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def cli(members: EmbeddedCluster, cluster: str) -> Cli:
+    """The command, outside the guests."""
+    return Cli(",".join(members.endpoints), cluster)
+
+
+@pytest.fixture(scope="module")
+def records(members: EmbeddedCluster, cluster: str) -> Records:
+    """The cluster's keys in etcd."""
+    return Records(members.endpoints, cluster)
 
 
 @pytest.fixture(autouse=True)

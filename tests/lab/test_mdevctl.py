@@ -62,12 +62,6 @@ class Tool:
 
 
 @pytest.fixture(scope="module")
-def records(members: EmbeddedCluster) -> Records:
-    """The keys of a cluster that nobody else has."""
-    return Records(members.endpoints, uuid.uuid4().hex)
-
-
-@pytest.fixture(scope="module")
 def tools(guests: Guests, records: Records) -> Iterator[dict[str, Tool]]:
     """mdevctl on a guest of each Debian, by version, with ours installed and an agent running.
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from coordinator.embedded import EmbeddedCluster
     from tests.lab.conftest import Guests
 
 pytestmark = pytest.mark.lab
@@ -34,24 +33,6 @@ Pair = tuple[Host, Host]
 HELD_MS = 600_000
 MADE = ["add", "bind"]
 GONE = ["unbind", "remove"]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> str:
-    """The name of a cluster that nobody else has."""
-    return uuid.uuid4().hex
-
-
-@pytest.fixture(scope="module")
-def cli(members: EmbeddedCluster, cluster: str) -> Cli:
-    """The command, outside the guests."""
-    return Cli(",".join(members.endpoints), cluster)
-
-
-@pytest.fixture(scope="module")
-def records(members: EmbeddedCluster, cluster: str) -> Records:
-    """The cluster's keys in etcd."""
-    return Records(members.endpoints, cluster)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterable, Iterator
 
-    from coordinator.embedded import EmbeddedCluster
     from tests.lab.conftest import Guests
 
 pytestmark = pytest.mark.lab
@@ -36,24 +35,6 @@ GONE = ["unbind", "remove"]
 # Seconds in which an agent has claimed a device of which it hears. It takes less than two where
 # nothing else runs, one of which it waits; without the event it would take an hour.
 HEARD = 6.0
-
-
-@pytest.fixture(scope="module")
-def cluster() -> str:
-    """The name of a cluster that nobody else has."""
-    return uuid.uuid4().hex
-
-
-@pytest.fixture(scope="module")
-def cli(members: EmbeddedCluster, cluster: str) -> Cli:
-    """The command, outside the guests."""
-    return Cli(",".join(members.endpoints), cluster)
-
-
-@pytest.fixture(scope="module")
-def records(members: EmbeddedCluster, cluster: str) -> Records:
-    """The cluster's keys in etcd."""
-    return Records(members.endpoints, cluster)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent.journal import Journal, JournalFailed, Notes, Permit, journal_path
+from agent.journal import Journal, JournalFailed, Permit, journal_path
 from agent.makers import Makers, living
+from agent.notes import Notes
 from coordinator.model import Claim, Maker
 from coordinator.states import ClaimState
 from tests.support.desk import HOST, NAME, PARENT, TYPE, name
@@ -76,7 +77,8 @@ async def test_what_was_written_survives_a_kill(path: Path) -> None:
     script = """
 import asyncio, sys
 from pathlib import Path
-from agent.journal import Journal, Notes
+from agent.journal import Journal
+from agent.notes import Notes
 from tests.unit.test_journal import claim
 async def main():
     notes = Notes(Journal(Path(sys.argv[1])))
@@ -273,12 +275,12 @@ async def test_a_permit_is_of_one_boot_and_one_process(path: Path) -> None:
         await notes.close()
         again = Notes(Journal(path))
         assert again.permits == {NAME: Permit(maker=maker, boot_id="b1")}
-        assert Makers(again, lambda: "b1").write(NAME, claim())
-        assert not Makers(again, lambda: "b2").write(NAME, claim())
+        assert Makers(again, lambda: "b1").may_write(NAME, claim())
+        assert not Makers(again, lambda: "b2").may_write(NAME, claim())
         assert again.permits == {}
         Makers(again, lambda: "b1").permit(NAME, maker)
         process.kill()
-    assert not Makers(again, lambda: "b1").write(NAME, claim())
+    assert not Makers(again, lambda: "b1").may_write(NAME, claim())
     await again.close()
 
 
@@ -296,3 +298,33 @@ def test_a_process_is_known_by_its_start(tmp_path: Path) -> None:
     fields = " ".join(["1"] * 18)
     stat_file.write_text(f"7 (a) ) b) D {fields} 4711 0")
     assert living(7, tmp_path) == Maker(7, 4711)
+
+
+async def test_a_set_back_that_was_found_is_known_after_a_crash(path: Path) -> None:
+    """The enrolment overwrites the epoch that told it, and others write on until the next list."""
+    await kept(path, claim(), revision=50)
+    notes = Notes(Journal(path))
+    for instance in ("i1", "i2"):
+        notes.enrolled(instance)
+    notes.found("i2")
+    notes.listed(51, [NAME])
+    notes.found("i1")
+    await notes.written()  # and is killed, before or after its enrolment
+    again = Notes(Journal(path))
+    again.found("i3")
+    again.enrolled("i4")
+    again.listed(99, [])
+    assert again.lost.keys() == {NAME}
+    again.learnt(name(2), claim(name(2), revision=100))
+    again.listed(101, [])
+    assert (set(again.claims), set(again.lost)) == (set(), {NAME})
+    await again.close()
+
+
+async def test_a_reservation_is_not_lost_with_its_store(path: Path) -> None:
+    """No device was begun for it, so there is nothing to put back."""
+    await kept(path, claim(state=ClaimState.RESERVED), revision=50)
+    notes = Notes(Journal(path))
+    notes.listed(4, [])
+    assert (notes.claims, notes.lost) == ({}, {})
+    await notes.close()

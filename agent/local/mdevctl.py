@@ -13,8 +13,6 @@ device may stand can be freed by this host alone, so the journal's word on it ho
 
 from __future__ import annotations
 
-import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +20,11 @@ import msgspec
 import structlog
 
 from agent.bus import Presence
-from agent.makers import living, maker_of
+from agent.journal import JournalFailed
+from agent.local.pending import Asked, Pending
+from agent.local.shapes import AttributeName, AttributeValue, Label, Pid, Uuid
+from agent.makers import maker_of
 from agent.threads import in_thread
-from agent.words import AttributeName, AttributeValue, Label, Pid, Uuid
 from coordinator.defining import define
 from coordinator.errors import (
     Holder,
@@ -54,7 +54,7 @@ from coordinator.states import ClaimEvent, ClaimState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from agent.local import Local
+    from agent.local.service import Local
 
 __all__ = ["Call", "Definition", "Mdevctl"]
 
@@ -62,7 +62,6 @@ _log = structlog.get_logger()
 
 _BY = "mdevctl"
 _SETTLED = 5.0  # seconds for which mdevctl is kept until its claim has followed the device
-_AGAIN = 2.0  # seconds between tries at what the store refused
 _DEFINITIONS = Path("/etc/mdevctl.d")
 
 
@@ -90,90 +89,20 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     definition: Definition | None = None
 
 
-class _Asked(msgspec.Struct, frozen=True):
-    """A call whose words were checked."""
-
-    name: Name
-    parent: str
-    type: str
-    attrs: tuple[tuple[str, str], ...]
-    autostart: bool
-
-
-class _Pending:
-    """Definitions that mdevctl makes or takes back, of which it has not told the end.
-
-    It tells by a callout that may be killed, and ignores what that is answered. So once its
-    process has ended, and the store answers, its file tells instead.
-    """
-
-    def __init__(self, local: Local, settle: Callable[[_Asked], Awaitable[None]]) -> None:
-        self._local, self._settle = local, settle
-        self._waits: dict[tuple[Name, int], asyncio.Task[None]] = {}
-
-    def watch(self, asked: _Asked, maker: Maker) -> None:
-        """A process has leave to define or undefine a name."""
-        key = asked.name, maker.pid
-        if key not in self._waits:
-            self._waits[key] = asyncio.create_task(self._wait(asked, maker))
-
-    def over(self, name: Name, pid: int) -> bool:
-        """It has told, and what it told was noted; whether it was waited for."""
-        wait = self._waits.pop((name, pid), None)
-        if wait is not None:
-            wait.cancel()
-        return wait is not None
-
-    async def idle(self) -> None:
-        """Wait until nothing is waited for."""
-        await asyncio.gather(*self._waits.values(), return_exceptions=True)
-
-    async def _wait(self, asked: _Asked, maker: Maker) -> None:
-        try:
-            await _ended(maker)
-            while True:
-                await self._local.parts.notes.until(lambda: self._local.store_answers)
-                try:
-                    await self._settle(asked)
-                except MdevnsError as error:
-                    _log.warning("definition not settled", name=asked.name, error=error.line)
-                    await asyncio.sleep(_AGAIN)
-                else:
-                    return
-        finally:
-            self._waits.pop((asked.name, maker.pid), None)
-
-
-async def _ended(maker: Maker) -> None:
-    """Wait until a process has ended."""
-    try:
-        fd = os.pidfd_open(maker.pid)
-    except ProcessLookupError:
-        return
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    try:
-        loop.add_reader(fd, ended.set)
-        if living(maker.pid) == maker:  # and not a later one of that pid
-            await ended.wait()
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)
-
-
 class Mdevctl:
     """Answers the callout. `definitions` is where mdevctl keeps what was defined."""
 
     def __init__(self, local: Local, definitions: Path = _DEFINITIONS) -> None:
         self._local, self._definitions = local, definitions
-        self._pending = _Pending(local, self._settle_definition)
-        before: Mapping[str, Callable[[_Asked, Maker], Awaitable[None]]] = {
+        self._pending = Pending(local, self._settle_definition)
+        before: Mapping[str, Callable[[Asked, Maker], Awaitable[None]]] = {
             "start": self._start,
             "stop": self._stop,
             "define": self._define,
             "undefine": self._undefine,
             "modify": self._modify,
         }
-        after: Mapping[str, Callable[[_Asked, int, bool], Awaitable[None]]] = {
+        after: Mapping[str, Callable[[Asked, int, bool], Awaitable[None]]] = {
             "start": self._started,
             "stop": self._stopped,
             "define": self._defined,
@@ -198,7 +127,7 @@ class Mdevctl:
 
     # Before an action.
 
-    async def _start(self, asked: _Asked, maker: Maker) -> None:
+    async def _start(self, asked: Asked, maker: Maker) -> None:
         claim = self._local.claim(asked.name)
         if claim is not None:
             _refuse_elsewhere(claim, asked)
@@ -208,7 +137,7 @@ class Mdevctl:
             # What is unknown is asked for on and on; its claim names a maker that lives.
             await self._permit(asked, maker, error)
 
-    async def _claim_start(self, claim: Claim | None, asked: _Asked, maker: Maker) -> None:
+    async def _claim_start(self, claim: Claim | None, asked: Asked, maker: Maker) -> None:
         local = self._local
         if claim is None:
             wish = Wish(host=local.host, parent=asked.parent, type=asked.type, attrs=asked.attrs)
@@ -227,7 +156,7 @@ class Mdevctl:
         )
         await local.make(claim.state, ClaimEvent.BEGIN, change)
 
-    async def _permit(self, asked: _Asked, maker: Maker, error: MdevnsError) -> None:
+    async def _permit(self, asked: Asked, maker: Maker, error: MdevnsError) -> None:
         """Let a device be made under what the journal knows, and remember it over a crash.
 
         Raises:
@@ -242,13 +171,17 @@ class Mdevctl:
         claim = self._vouched(asked.name)
         if claim is None or not local.store_is_away:
             raise error
-        if parts.makers.write(asked.name, claim):
+        if parts.makers.may_write(asked.name, claim):
             raise _busy(claim)
         if local.enrolment is not None and local.enrolment.reconciler.is_at(asked.name):
             # A step that has begun does not know of the permit, and may give the name up.
             raise _busy(claim)
         parts.makers.permit(asked.name, maker)
-        await parts.notes.written()
+        try:
+            await parts.notes.written()
+        except JournalFailed:
+            parts.notes.permit(asked.name, None)
+            raise
         _log.warning("permitted by the journal", name=asked.name, parent=asked.parent)
 
     def _vouched(self, name: Name) -> Claim | None:
@@ -257,7 +190,7 @@ class Mdevctl:
             return None
         return claim
 
-    async def _stop(self, asked: _Asked, maker: Maker) -> None:
+    async def _stop(self, asked: Asked, maker: Maker) -> None:
         claim = self._local.claim(asked.name)
         if await in_thread(self._local.parts.bus.busy, asked.name):
             hint = "stop its virtual machine first"
@@ -278,7 +211,7 @@ class Mdevctl:
             )
             await self._local.make(claim.state, ClaimEvent.RETIRE, change)
 
-    async def _define(self, asked: _Asked, maker: Maker) -> None:
+    async def _define(self, asked: Asked, maker: Maker) -> None:
         claim = self._local.claim(asked.name)
         if claim is not None:
             _refuse_elsewhere(claim, asked)
@@ -306,11 +239,11 @@ class Mdevctl:
             self._pending.over(asked.name, maker.pid)
             raise result.error
 
-    async def _undefine(self, asked: _Asked, maker: Maker) -> None:
+    async def _undefine(self, asked: Asked, maker: Maker) -> None:
         if await self._may_change(asked) and self._has_file(asked):
             self._pending.watch(asked, maker)
 
-    async def _may_change(self, asked: _Asked) -> bool:
+    async def _may_change(self, asked: Asked) -> bool:
         """Whether it is a claim of ours, which may change."""
         claim = self._local.claim(asked.name)
         if claim is None or claim.parent != asked.parent:
@@ -320,7 +253,7 @@ class Mdevctl:
         self._local.enrolled  # noqa: B018 - what cannot be noted afterwards is not begun
         return True
 
-    async def _modify(self, asked: _Asked, _: Maker) -> None:
+    async def _modify(self, asked: Asked, _: Maker) -> None:
         claim = self._local.claim(asked.name)
         if claim is not None:
             _refuse_elsewhere(claim, asked)
@@ -328,27 +261,27 @@ class Mdevctl:
 
     # After it.
 
-    async def _started(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _started(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
         enrolment = self._local.enrolment
         if self._local.through(asked.name, pid):
             if done and enrolment is not None:
                 enrolment.enrolled.scanner.made(asked.name)
             await self._followed(asked.name, ClaimState.CREATING)
 
-    async def _stopped(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _stopped(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
         # One that did not remove it is not stood in for: the claim is active again.
         del done
         if self._local.through(asked.name, pid):
             await self._followed(asked.name, ClaimState.REMOVING)
 
-    async def _defined(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _defined(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
         was_new = self._pending.over(asked.name, pid)
         if done:
             await self._amend(asked, persistent=True)
         elif was_new:  # a name that was defined before, by whomever, stays
             await self._settle_definition(asked)
 
-    async def _undefined(self, asked: _Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _undefined(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
         claim = self._local.claim(asked.name)
         if done and claim is not None and claim.parent == asked.parent:
             if claim.state is ClaimState.DEFINED:
@@ -357,12 +290,12 @@ class Mdevctl:
                 await self._amend(asked, persistent=False)
         self._pending.over(asked.name, pid)
 
-    async def _modified(self, asked: _Asked, _: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _modified(self, asked: Asked, _: int, done: bool) -> None:  # noqa: FBT001 - one of a table
         claim = self._local.claim(asked.name)
         if done and claim is not None:
             await self._amend(asked, persistent=claim.persistent)
 
-    async def _settle_definition(self, asked: _Asked) -> None:
+    async def _settle_definition(self, asked: Asked) -> None:
         """Nobody tells what became of it: mdevctl's file does. Without one the name is given up."""
         claim = self._local.claim(asked.name)
         if claim is None or claim.parent != asked.parent or not claim.persistent:
@@ -374,10 +307,10 @@ class Mdevctl:
         elif claim.state is ClaimState.ACTIVE:
             await self._amend(asked, persistent=False)
 
-    def _has_file(self, asked: _Asked) -> bool:
+    def _has_file(self, asked: Asked) -> bool:
         return (self._definitions / asked.parent / asked.name).exists()
 
-    async def _amend(self, asked: _Asked, *, persistent: bool) -> None:
+    async def _amend(self, asked: Asked, *, persistent: bool) -> None:
         claim = self._local.claim(asked.name)
         if claim is None or claim.state not in (ClaimState.ACTIVE, ClaimState.DEFINED):
             return
@@ -420,14 +353,14 @@ class Mdevctl:
         return scan.presence(name) is Presence.ABSENT
 
 
-def _asked(call: Call) -> _Asked:
+def _asked(call: Call) -> Asked:
     """What is asked for, its words checked.
 
     Raises:
         InvalidValue: a word is none of ours.
     """
     definition = call.definition or Definition()
-    return _Asked(
+    return Asked(
         name=parse_name(call.name),
         parent=parse_label(call.parent, "parent"),
         type=parse_label(call.type, "type"),
@@ -440,7 +373,7 @@ def _asked(call: Call) -> _Asked:
     )
 
 
-def _refuse_elsewhere(claim: Claim, asked: _Asked) -> None:
+def _refuse_elsewhere(claim: Claim, asked: Asked) -> None:
     """Refuse what names another parent or type than the claim of this very host.
 
     mdevctl itself lets one name be defined on two parents.

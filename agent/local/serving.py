@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agent.api import PEER, Peer, application
+from agent.local.api import PEER, Peer, application
 from coordinator.errors import MdevnsError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.health import Vitals
-    from agent.local import Local
+    from agent.local.service import Local
 
 __all__ = ["GROUP", "SOCKET", "local_socket"]
 

@@ -6,20 +6,30 @@ The table of operations is data: the routes and the OpenAPI document are made fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from msgspec import Meta
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.health import verdict
+from agent.journal import JournalFailed
+from agent.local.mdevctl import Call, Mdevctl
+from agent.local.openapi import JSON, Operation, document
+from agent.local.shapes import (
+    ClaimJson,
+    ClaimsJson,
+    DeviceJson,
+    DevicesJson,
+    DoneJson,
+    HealthJson,
+    MadeJson,
+    ReleaseJson,
+    TakeJson,
+)
 from agent.makers import maker_of
-from agent.mdevctl import Call, Mdevctl
-from agent.words import AttributeName, AttributeValue, Label, Pid, RequestId, Uuid
-from coordinator import __version__
 from coordinator.errors import (
     HostDown,
     InvalidValue,
@@ -34,7 +44,6 @@ from coordinator.errors import (
     TryAgain,
 )
 from coordinator.model import (
-    LastError,
     Wish,
     parse_attribute,
     parse_label,
@@ -44,12 +53,12 @@ from coordinator.model import (
 from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
 
-    from agent.health import Vitals
-    from agent.local import Local
+    from agent.health import Verdict, Vitals
+    from agent.local.service import Local
     from coordinator.model import Claim
 
 __all__ = ["PEER", "Peer", "application"]
@@ -57,9 +66,8 @@ __all__ = ["PEER", "Peer", "application"]
 PEER = "peer"
 """Where a request's state has the process that asks."""
 
-_WAIT, _WAIT_MOST = 60.0, 600.0  # seconds for which a create is waited for
 _LARGEST = 1 << 20  # bytes of a request's body
-_JSON, _TEXT = "application/json", "text/plain"
+_TEXT = "text/plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,124 +82,6 @@ class Peer:
     def asked_by(self) -> str:
         """Who it is, as it stands in claims."""
         return f"uid {self.uid} (pid {self.pid})"
-
-
-# What goes over the socket. A claim is shaped as the command line shapes it (cli.md, JSON).
-
-
-class ClaimJson(msgspec.Struct, frozen=True, kw_only=True):
-    """A claim of this host."""
-
-    name: str
-    host: str
-    parent: str
-    type: str
-    state: ClaimState
-    persistent: bool
-    autostart: bool
-    adopted: bool
-    attrs: tuple[tuple[str, str], ...]
-    request: str
-    since: str
-    revision: int
-    error: LastError | None
-
-
-class ClaimsJson(msgspec.Struct, frozen=True, kw_only=True):
-    """This host's claims; `source` is `store`, or `journal` while the store is away."""
-
-    source: str
-    claims: list[ClaimJson]
-
-
-class DeviceJson(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that the kernel has; `presence` is `present` or `going`, `state` its claim's."""
-
-    name: str
-    parent: str
-    type: str | None
-    presence: str
-    state: ClaimState | None
-
-
-class DevicesJson(msgspec.Struct, frozen=True, kw_only=True):
-    """What the kernel of this host has, looked at now."""
-
-    devices: list[DeviceJson]
-
-
-class HealthJson(msgspec.Struct, frozen=True, kw_only=True):
-    """How the agent is, and what is not well."""
-
-    ok: bool
-    reasons: tuple[str, ...]
-
-
-class TakeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device that is asked for; without a `name` a random one is taken.
-
-    `maker` is the pid of a process that makes the device itself, once it has the answer, and
-    then says so (`made`); without it the agent does.
-    """
-
-    type: Label
-    parent: Label
-    name: Uuid | None = None
-    attrs: list[tuple[AttributeName, AttributeValue]] = []
-    persistent: bool = False
-    autostart: bool = False
-    request: RequestId | None = None
-    maker: Pid | None = None
-    wait: Annotated[float, Meta(ge=0, le=_WAIT_MOST)] = _WAIT
-
-
-class ReleaseJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a device is given up. `force`: wait in the kernel for whoever has it open."""
-
-    force: bool = False
-
-
-class HolderJson(msgspec.Struct, frozen=True, kw_only=True):
-    """Who holds a name."""
-
-    host: str | None
-    parent: str | None
-    state: str
-
-
-class MadeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose write to the kernel has returned: the pid that was named as `maker`."""
-
-    maker: Pid
-
-
-class ErrorJson(msgspec.Struct, frozen=True, kw_only=True):
-    """An error, as `-o json` of the command line prints it."""
-
-    error: str
-    errno: int | None
-    name: str | None
-    holder: HolderJson | None
-    message: str
-
-
-class DoneJson(msgspec.Struct, frozen=True, kw_only=True):
-    """It was done, or may go on."""
-
-    ok: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Operation:
-    """One thing that can be asked. `answers` are those that are no error."""
-
-    method: str
-    path: str
-    does: str
-    handle: Callable[[_Asked], Awaitable[tuple[int, Any]]]
-    answers: Mapping[int, type[Any]]
-    body: type[Any] | None = None
-    refused: tuple[int, ...] = ()
 
 
 class _Asked:
@@ -211,6 +101,10 @@ def _claim_json(claim: Claim) -> ClaimJson:
     return ClaimJson(**{field: getattr(claim, field) for field in ClaimJson.__struct_fields__})
 
 
+def _health(found: Verdict, *, well: bool) -> tuple[int, HealthJson]:
+    return (200 if well else 503), HealthJson(ok=well, reasons=found.reasons)
+
+
 class _Handlers:
     """What the operations do."""
 
@@ -220,11 +114,11 @@ class _Handlers:
 
     async def live(self, _: _Asked) -> tuple[int, HealthJson]:
         found = verdict(self._vitals.facts())
-        return (200 if found.live else 503), HealthJson(ok=found.live, reasons=found.reasons)
+        return _health(found, well=found.live)
 
     async def ready(self, _: _Asked) -> tuple[int, HealthJson]:
         found = verdict(self._vitals.facts())
-        return (200 if found.ready else 503), HealthJson(ok=found.ready, reasons=found.reasons)
+        return _health(found, well=found.ready)
 
     async def claims(self, _: _Asked) -> tuple[int, ClaimsJson]:
         source = "store" if self._local.store_answers else "journal"
@@ -301,31 +195,31 @@ class _Handlers:
         return 200, DoneJson()
 
 
-def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
+def _operations(handlers: _Handlers) -> tuple[Operation, ...]:
     name = "/v1/claims/{name}"
     return (
-        _Operation(
+        Operation(
             method="GET",
             path="/healthz",
             does="Whether the agent's process works.",
             handle=handlers.live,
             answers={200: HealthJson, 503: HealthJson},
         ),
-        _Operation(
+        Operation(
             method="GET",
             path="/readyz",
             does="Whether the agent serves its host.",
             handle=handlers.ready,
             answers={200: HealthJson, 503: HealthJson},
         ),
-        _Operation(
+        Operation(
             method="GET",
             path="/v1/claims",
             does="This host's claims; the journal's while the store is away.",
             handle=handlers.claims,
             answers={200: ClaimsJson},
         ),
-        _Operation(
+        Operation(
             method="GET",
             path="/v1/devices",
             does="What the kernel of this host has, looked at now.",
@@ -333,7 +227,7 @@ def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
             answers={200: DevicesJson},
             refused=(409,),
         ),
-        _Operation(
+        Operation(
             method="POST",
             path="/v1/claims",
             does="Claim a name for a device of this host, and have it made. "
@@ -343,7 +237,7 @@ def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
             body=TakeJson,
             refused=(404, 409, 502, 503, 504, 507),
         ),
-        _Operation(
+        Operation(
             method="GET",
             path=name,
             does="This host's claim of a name.",
@@ -351,7 +245,7 @@ def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
             answers={200: ClaimJson},
             refused=(404,),
         ),
-        _Operation(
+        Operation(
             method="POST",
             path=f"{name}/made",
             does="Its maker is through with the kernel, whether it made the device or not.",
@@ -360,7 +254,7 @@ def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
             body=MadeJson,
             refused=(404, 409),
         ),
-        _Operation(
+        Operation(
             method="POST",
             path=f"{name}/release",
             does="Remove a device and its claim; answered when both are gone.",
@@ -369,7 +263,7 @@ def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
             body=ReleaseJson,
             refused=(404, 409, 502, 503, 504),
         ),
-        _Operation(
+        Operation(
             method="POST",
             path="/v1/mdevctl",
             does="What mdevctl's callout asks before an action and tells after it.",
@@ -384,11 +278,11 @@ def _operations(handlers: _Handlers) -> tuple[_Operation, ...]:
 def application(local: Local, vitals: Vitals) -> Starlette:
     """The ASGI application. Its server puts a `Peer` into each request's state."""
     operations = _operations(_Handlers(local, vitals))
-    document = msgspec.json.encode(_openapi(operations))
+    described = msgspec.json.encode(document(operations))
 
     async def openapi(request: Request) -> Response:
         _check_peer(request)
-        return Response(document, media_type=_JSON)
+        return Response(described, media_type=JSON)
 
     routes = [Route(one.path, _endpoint(one), methods=[one.method]) for one in operations]
     routes.append(Route("/openapi.json", openapi, methods=["GET"]))
@@ -398,12 +292,12 @@ def application(local: Local, vitals: Vitals) -> Starlette:
     )
 
 
-def _endpoint(operation: _Operation) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         _check_peer(request)
         body = None if operation.body is None else await _body(request, operation.body)
         status, answer = await operation.handle(_Asked(request, body))
-        return Response(msgspec.json.encode(answer) + b"\n", status, media_type=_JSON)
+        return Response(msgspec.json.encode(answer) + b"\n", status, media_type=JSON)
 
     return endpoint
 
@@ -421,7 +315,7 @@ def _number(text: str) -> float:
     return int(value) if value.is_integer() else value
 
 
-_JSON_READER = msgspec.json.Decoder(float_hook=_number)
+_READER = msgspec.json.Decoder(float_hook=_number)
 
 T = TypeVar("T")
 
@@ -438,7 +332,7 @@ async def _body(request: Request, kind: type[T]) -> T:
         if len(data) > _LARGEST:
             raise InvalidValue("the request", f"is over {_LARGEST} bytes")
     try:
-        return msgspec.convert(_JSON_READER.decode(data or b"{}"), kind)
+        return msgspec.convert(_READER.decode(data or b"{}"), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidValue("the request", str(error)) from None
 
@@ -447,7 +341,7 @@ async def _error(request: Request, error: MdevnsError) -> Response:
     """An error in the form that the caller takes: one line, or an object."""
     if request.headers.get("accept", "").startswith(_TEXT):
         return Response(error.line + "\n", _status(error), media_type=_TEXT)
-    return Response(msgspec.json.encode(error.as_json()) + b"\n", _status(error), media_type=_JSON)
+    return Response(msgspec.json.encode(error.as_json()) + b"\n", _status(error), media_type=JSON)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
@@ -461,6 +355,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 _STATUS: tuple[tuple[type[MdevnsError], int], ...] = (
+    (JournalFailed, 503),
     (NotFound, 404),
     (InvalidValue, 422),
     (NotAllowed, 403),
@@ -475,45 +370,3 @@ _STATUS: tuple[tuple[type[MdevnsError], int], ...] = (
 
 def _status(error: MdevnsError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-
-
-# The OpenAPI document, made from the table.
-
-
-def _openapi(operations: tuple[_Operation, ...]) -> dict[str, Any]:
-    kinds = [ErrorJson, *(kind for one in operations for kind in one.answers.values())]
-    kinds += [one.body for one in operations if one.body is not None]
-    _, components = msgspec.json.schema_components(
-        kinds, ref_template="#/components/schemas/{name}"
-    )
-    paths: dict[str, Any] = {}
-    for one in operations:
-        paths.setdefault(one.path, {})[one.method.lower()] = _described(one)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "mdevns agent, local socket", "version": __version__},
-        "paths": paths,
-        "components": {"schemas": components},
-    }
-
-
-def _described(operation: _Operation) -> dict[str, Any]:
-    codes = {*operation.refused, 403}
-    if operation.body is not None or "{name}" in operation.path:
-        codes.add(422)
-    answers = {str(code): _content(ErrorJson, "It is refused.") for code in sorted(codes)}
-    answers |= {str(code): _content(kind, "Done.") for code, kind in operation.answers.items()}
-    described: dict[str, Any] = {"summary": operation.does, "responses": answers}
-    if operation.body is not None:
-        needed = any(field.required for field in msgspec.structs.fields(operation.body))
-        described["requestBody"] = {"required": needed, **_content(operation.body)}
-    if "{name}" in operation.path:
-        where = {"name": "name", "in": "path", "required": True}
-        described["parameters"] = [{**where, "schema": msgspec.json.schema(Uuid)}]
-    return described
-
-
-def _content(kind: type, description: str | None = None) -> dict[str, Any]:
-    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    content: dict[str, Any] = {"content": {_JSON: {"schema": reference}}}
-    return content if description is None else {"description": description, **content}

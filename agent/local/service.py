@@ -1,7 +1,7 @@
 """What callers on the host itself may ask of its agent: to claim, to release, and to look.
 
 An orchestrator claims a name and has the agent make the device, in one commit; mdevctl makes its
-devices itself, and its callout asks here before and tells after (`agent.mdevctl`).
+devices itself, and its callout asks here before and tells after (`agent.local.mdevctl`).
 
 While the store is away nothing new can be claimed, and what is known is the journal's.
 """
@@ -192,7 +192,7 @@ class Local:
             self.enrolment.reconciler.poke((name,))
         return is_it
 
-    # What `agent.mdevctl` needs too.
+    # What `agent.local.mdevctl` needs too.
 
     def unknown(self, name: Name) -> NotFound:
         """The host has no claim of a name."""

@@ -1,0 +1,261 @@
+"""The journal as the agent keeps it, and what it makes of the words of the store."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agent.journal import Changes, JournalFailed
+from agent.threads import in_thread
+from coordinator.states import ClaimState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from agent.journal import Journal, Permit
+    from coordinator.model import Claim, Name
+
+__all__ = ["Notes"]
+
+_log = structlog.get_logger()
+
+_BEYOND = 1 << 62  # a revision that no store reaches
+
+
+class Notes:
+    """The journal as the agent keeps it: known in memory, written off the event loop.
+
+    What is learnt is taken down soon; `written` waits for it. What is learnt while a
+    transaction is on its way to the disk goes there with the next one.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._kept = journal.read()
+        self._changes = Changes()
+        self._writing: asyncio.Task[None] | None = None
+        self._trouble: str | None = None
+        self._awaiting: list[asyncio.Future[None]] = []
+        self.reverted: set[Name] = set()
+        """Names whose removal had failed before the store was set back to before that."""
+        self._older: dict[Name, Claim] = {}
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds that changes only with what is learnt."""
+        while not holds():
+            heard = asyncio.get_running_loop().create_future()
+            self._awaiting.append(heard)
+            await heard
+
+    def stir(self) -> None:
+        """What is waited for in `until` may hold now, for another reason."""
+        self._heard()
+
+    def _heard(self) -> None:
+        for heard in self._awaiting:
+            if not heard.done():
+                heard.set_result(None)
+        self._awaiting.clear()
+
+    @property
+    def claims(self) -> dict[Name, Claim]:
+        """The host's claims, as far as it has heard."""
+        return self._kept.claims
+
+    @property
+    def lost(self) -> dict[Name, Claim]:
+        """Claims that the store no longer has although nobody has freed them."""
+        return self._kept.lost
+
+    @property
+    def permits(self) -> dict[Name, Permit]:
+        """Leave that was given while the store was away."""
+        return self._kept.permits
+
+    # What the informer tells.
+
+    def learnt(self, name: Name, claim: Claim | None) -> None:
+        """The newest that the store says of a name; None: the host has no claim of it."""
+        self._heard()
+        self._kept.unsure.discard(name)
+        self.reverted.discard(name)
+        if claim is None:
+            if self._kept.claims.pop(name, None) is None:
+                return
+        else:
+            self._supersede(name, claim)
+            self._kept.lost.pop(name, None)
+        self._changes.claims[name] = claim
+        self._changes.lost.pop(name, None)
+        self._changes.unsure.discard(name)
+        self._begin()
+
+    def _supersede(self, name: Name, claim: Claim) -> None:
+        before = self._kept.claims.get(name)
+        if before is not None and before.revision > claim.revision:
+            self._older[name] = before  # by the number: whether it was set back, `listed` tells
+        self._kept.claims[name] = claim
+        if claim.revision > self._kept.revision:
+            self._seen(claim.revision)
+
+    def found(self, epoch: str | None) -> None:
+        """The store has this epoch, which an enrolment is about to replace.
+
+        Where it is an instance of ours that a later one had replaced, or there is none any more,
+        the store was set back: so it is found out although others have written more since than
+        was lost.
+        """
+        instances = self._kept.instances
+        if instances and (epoch is None or epoch in instances[:-1]):
+            self.set_back()
+
+    def enrolled(self, instance: str) -> None:
+        """An enrolment of this host's has replaced the epoch."""
+        self._kept.instances.append(instance)
+        self._changes.instances.append(instance)
+        self._begin()
+
+    def set_back(self) -> None:
+        """The store was found to be another, or an older one.
+
+        No store is as far as the mark that is set here, so the next list tells it again, after
+        a crash too.
+        """
+        self._seen(_BEYOND)
+        self._changes.urgent = True
+        self._begin()
+
+    def listed(self, revision: int, names: Iterable[Name]) -> None:
+        """All claims of the host were listed at a revision; `learnt` has heard of each.
+
+        What is not among them was freed by whoever may, unless the store is behind what was
+        seen of it: then it was set back, and they are lost. Reservations are not: no device was
+        begun for them.
+        """
+        self._heard()
+        seen = max([self._kept.revision, *(one.revision for one in self._older.values())])
+        set_back = revision < seen
+        missing = self._kept.claims.keys() - set(names)
+        if set_back:
+            _log.error(
+                "the store was set back",
+                revision=revision,
+                seen=seen if seen < _BEYOND else "another store",
+                claims_lost=len(missing),
+            )
+        for name in missing:
+            claim = self._kept.claims.pop(name)
+            if set_back and claim.state is not ClaimState.RESERVED:
+                self._kept.lost[name] = claim
+                self._changes.lost[name] = True
+            else:
+                self._changes.claims[name] = None
+        older, self._older = self._older, {}
+        if set_back:
+            self.reverted |= {name for name, one in older.items() if self._has_failed(name, one)}
+        self._seen(revision)
+        self._begin()
+
+    def _has_failed(self, name: Name, before: Claim) -> bool:
+        now = self._kept.claims.get(name)
+        removing = now is not None and now.state is ClaimState.REMOVING
+        return removing and before.state is ClaimState.ACTIVE
+
+    def told(self, revision: int) -> None:
+        """The watch has told all up to a revision."""
+        if revision > self._kept.revision:
+            self._seen(revision)  # written along with the next claim, or at the end
+
+    # What the agent does.
+
+    def unsure(self, name: Name) -> None:
+        """A transaction that gives the name up is about to be sent.
+
+        It may be applied although nobody is told, even after we are gone, so the journal no
+        longer vouches for the claim, until the store's next word on it.
+        """
+        self._kept.unsure.add(name)
+        self._changes.unsure.add(name)
+        self._begin()
+
+    def vouches(self, name: Name) -> Claim | None:
+        """The claim of a name if nobody but this host, or an evict, can have freed it since.
+
+        That is so while a device of it may exist. A claim that is `defined` can be moved.
+        """
+        claim = self._kept.claims.get(name)
+        certain = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
+        if claim is None or name in self._kept.unsure or claim.state not in certain:
+            return None
+        return claim
+
+    def settled(self, name: Name) -> None:
+        """A lost claim is one no more: the name is another's, or there is nothing to put back."""
+        if self._kept.lost.pop(name, None) is not None:
+            self._changes.lost.pop(name, None)
+            self._changes.claims[name] = None
+            self._begin()
+
+    def permit(self, name: Name, permit: Permit | None) -> None:
+        """Give leave for a device, or take it back."""
+        if permit is not None:
+            self._kept.permits[name] = permit
+        elif self._kept.permits.pop(name, None) is None:
+            return
+        self._changes.permits[name] = permit
+        self._begin()
+
+    async def written(self) -> None:
+        """Wait until all that was learnt so far is on the disk.
+
+        Raises:
+            JournalFailed: it is not, and whoever waits must not go on.
+        """
+        while self._changes or self._writing:
+            self._begin()
+            assert self._writing is not None
+            await asyncio.shield(self._writing)
+
+    async def close(self) -> None:
+        """Take down what is left, and let go of the file."""
+        with suppress(JournalFailed):  # told when it began
+            await self.written()
+            await in_thread(self._journal.write, self._changes)
+        self._journal.close()
+
+    def _seen(self, revision: int) -> None:
+        self._kept = replace(self._kept, revision=revision)
+        self._changes.revision = revision
+
+    def _begin(self) -> None:
+        if self._writing is None and self._changes:
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+            self._writing.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _write(self) -> None:
+        try:
+            # A breath, so that all that is learnt at the same moment goes in one transaction.
+            await asyncio.sleep(0)
+            while self._changes:
+                changes, self._changes = self._changes, Changes()
+                try:
+                    await in_thread(self._journal.write, changes)
+                except BaseException:
+                    self._changes = changes.under(self._changes)
+                    raise
+            self._note(None)
+        except JournalFailed as error:
+            self._note(error.line)
+            raise
+        finally:
+            self._writing = None
+
+    def _note(self, trouble: str | None) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            said = "journal cannot be written" if trouble else "journal is well again"
+            _log.warning(said, why=trouble)

@@ -38,12 +38,13 @@ test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows
 # What the second says comes when it is over, or lines would mix.
 lab: $(MADE)  ## the same on real kernels, in QEMU guests
 	@.venv/bin/python -m deploy.lab build
-	said=$$(mktemp)
-	trap 'rm -f "$$said"' EXIT
+	said=$$(mktemp) beside=
+	trap '[[ -z $$beside ]] || kill $$beside; rm -f "$$said"' EXIT
 	.venv/bin/pytest -v $(LAB_BESIDE) >"$$said" 2>&1 & beside=$$!
 	failed=0
 	.venv/bin/pytest -v tests/lab $(LAB_BESIDE:%=--ignore=%) || failed=1
 	wait $$beside || failed=1
+	beside=
 	cat "$$said"
 	exit $$failed
 

@@ -26,13 +26,14 @@ _UNFINISHED = ".unfinished-"
 _KEPT_UNUSED_S = 14 * 24 * 3600.0
 
 
-def default_directory() -> Path:
-    """Where the cache lies: $MDEVNS_LAB_CACHE, else below the user's cache directory."""
-    chosen = os.environ.get("MDEVNS_LAB_CACHE")
-    if chosen:
-        return Path(chosen).absolute()
+def default_directory(name: str = "lab") -> Path:
+    """Where a cache lies: below $LAB_CACHE, else below the user's own.
+
+    Not called MDEVNS_…, which would be a setting of the command that it does not know.
+    """
+    chosen = os.environ.get("LAB_CACHE")
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user).absolute() / "mdevns" / "lab"
+    return (Path(chosen) if chosen else Path(user) / "mdevns").absolute() / name
 
 
 class Cache:

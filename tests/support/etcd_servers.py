@@ -10,7 +10,6 @@ apt; both are kept in a cache.
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.embedded import find_etcd
 from deploy.lab.apt import Apt, unpack
-from deploy.lab.cache import Cache
+from deploy.lab.cache import Cache, default_directory
 from deploy.lab.errors import BuildError
 from deploy.lab.shell import run
 
@@ -93,17 +92,11 @@ def _is_sound(version: str) -> bool:
 def _cached(
     name: str, suites: Iterable[str], does: Callable[[str], bool], say: Callable[[str], None]
 ) -> Path:
-    cache = Cache(_directory(), say)
+    cache = Cache(default_directory("etcd"), say)
     with cache.locked():
         inputs = {"machine": platform.machine()}
         place = cache.component(name, inputs, [], lambda into: _fetch(into, suites, does, say))
     return place / "etcd"
-
-
-def _directory() -> Path:
-    chosen = os.environ.get("MDEVNS_LAB_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(chosen) if chosen else Path(user) / "mdevns").absolute() / "etcd"
 
 
 def _fetch(

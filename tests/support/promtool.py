@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from pathlib import Path
 
 from deploy.lab.apt import Apt, unpack
-from deploy.lab.cache import Cache
+from deploy.lab.cache import Cache, default_directory
 
 __all__ = ["promtool"]
 
@@ -18,16 +17,10 @@ def promtool() -> Path:
     on_path = shutil.which("promtool")
     if on_path is not None:
         return Path(on_path)
-    cache = Cache(_directory(), lambda _: None)
+    cache = Cache(default_directory("prometheus"), lambda _: None)
     with cache.locked():
         inputs = {"machine": platform.machine()}
         return cache.component("promtool", inputs, [], _fetch) / "promtool"
-
-
-def _directory() -> Path:
-    chosen = os.environ.get("MDEVNS_LAB_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(chosen) if chosen else Path(user) / "mdevns").absolute() / "prometheus"
 
 
 def _fetch(into: Path) -> None:

@@ -31,6 +31,7 @@ from agent.metrics import Metrics
 from agent.notes import Notes
 from agent.notify import Notifier
 from agent.places import Directories, directories
+from agent.restoring import told_of
 from agent.sysfs import MachineUnknown
 from agent.threads import in_thread
 from agent.workers import Workers
@@ -242,6 +243,8 @@ class Agent:
         if session is None:
             return
         _log.info("enrolled", host=session.host, instance=session.instance)
+        if session.restore is not None:
+            _log.warning("a restore is under way", **told_of(session.restore))
         self._parts.metrics.enrolled()
         self.vitals.enrolled(session)
         settings = self._settings
@@ -290,11 +293,12 @@ class Agent:
                 await unless(self.stop, asyncio.sleep(_STORE_AGAIN))
         return None
 
-    async def _found(self, epoch: str | None) -> None:
+    async def _found(self, epoch: str | None, revision: int) -> str | None:
         """Note what the epoch tells of the store before it is overwritten, for good."""
-        self._parts.notes.found(epoch)
+        why = self._parts.notes.found(epoch, revision)
         with suppress(JournalFailed):  # told in the log; an agent without a disk enrols
             await self._parts.notes.written()
+        return why
 
     def _waits(self, why: str) -> None:
         self.local.say_away(is_away=False)

@@ -16,6 +16,7 @@ import structlog
 from agent.metrics import Metrics, Snapshot
 from agent.reconciler import Reconciler
 from agent.reporter import Reporter
+from agent.restoring import Restoring, before
 from agent.scanner import Scanner
 from agent.steps import Enrolled
 from coordinator.batch import GroupCommit
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from agent.health import Vitals
     from agent.makers import Makers
     from agent.notes import Notes
+    from agent.restoring import Before
     from agent.scanner import Look
     from agent.workers import Workers
     from coordinator.clock import Clock
@@ -83,6 +85,9 @@ class Enrolment:
     ) -> None:
         claims = Claims(parts.keys)
         parts.notes.enrolled(session.instance)
+        if session.restore is not None:
+            # Also where no number tells: what the store does not list is lost, not freed.
+            parts.notes.set_back("a restore is under way")
         self._parts, self._session, self._vitals = parts, session, vitals
         self._ttl, self._rescan = ttl, rescan
         self._stirred = asyncio.Event()
@@ -97,6 +102,15 @@ class Enrolment:
             claims.in_force(session.host, session.instance),
             parts.rng,
         )
+        self._restoring = Restoring(
+            parts.store,
+            parts.keys,
+            parts.clock,
+            parts.rng,
+            session,
+            claims.in_force(session.host, session.instance),
+        )
+        vitals.restore = session.restore
         self._informer = Informer(
             parts.store,
             parts.keys,
@@ -121,6 +135,7 @@ class Enrolment:
             metrics=parts.metrics,
             notes=parts.notes,
             makers=parts.makers,
+            restoring=self._restoring,
             boot_id=boot_id,
         )
         self.reconciler = Reconciler(self.enrolled)
@@ -155,8 +170,9 @@ class Enrolment:
                 task.cancel()
             results = await asyncio.gather(*tasks, stopped, return_exceptions=True)
             await self._commit.close()
-        if any(isinstance(result, SetBack) for result in results):
-            self._parts.notes.set_back()
+        for result in results:
+            if isinstance(result, SetBack):
+                self._parts.notes.set_back(result.why)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, (Fenced, SetBack)):
                 raise result  # a defect: those two end an enrolment, or a stop does
@@ -205,8 +221,13 @@ class Enrolment:
         await self._informer.listed.wait()
         self._vitals.listed = True
         while True:
+            await self._look_at_hold()
+            known = before(self.enrolled) if self._restoring.restore else None
             try:
-                self._snapshot(await self.reconciler.poke_all())
+                look = await self.reconciler.poke_all()
+                self._snapshot(look)
+                if known is not None:
+                    await self._tell_of_restore(known, look)
                 trouble = None
             except OSError as error:
                 trouble = f"cannot be scanned: {error}"
@@ -219,6 +240,23 @@ class Enrolment:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rescan):
                     await self._stirred.wait()
+
+    async def _look_at_hold(self) -> None:
+        try:
+            await self._restoring.look()
+        except Fenced as error:
+            self.reconciler.fence(error)
+        except StoreError:
+            pass  # the session's deadline tells of a store that does not answer
+        self._vitals.restore = self._restoring.restore
+
+    async def _tell_of_restore(self, known: Before, look: Look) -> None:
+        try:
+            await self._restoring.tell(self.reconciler.standing(known, look))
+        except Fenced as error:
+            self.reconciler.fence(error)
+        except StoreError as error:
+            _log.warning("cannot tell of the restore", error=error.line)
 
     def _snapshot(self, look: Look) -> None:
         self._parts.metrics.snapshot = Snapshot(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coordinator.clock import Clock
+    from coordinator.model import RestoreValue
     from coordinator.session import Session
 
 __all__ = ["Facts", "Verdict", "Vitals", "verdict"]
@@ -27,6 +28,7 @@ class Facts:
     listed: bool
     since_look: float | None
     bus_trouble: str | None = None
+    restoring: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ def verdict(facts: Facts) -> Verdict:
     elif facts.since_look is None or facts.since_look > _STALE:
         ago = "" if facts.since_look is None else f" for {facts.since_look:.0f} s"
         reasons.append(f"the bus was not looked at{ago}")
+    if facts.restoring is not None:
+        reasons.append(facts.restoring)
     return Verdict(live, tuple(reasons))
 
 
@@ -76,6 +80,7 @@ class Vitals:
         self.session: Session | None = None
         self.listed = False
         self.bus_trouble: str | None = None
+        self.restore: RestoreValue | None = None
 
     def beat(self) -> None:
         """The event loop goes round."""
@@ -90,6 +95,7 @@ class Vitals:
     def enrolled(self, session: Session | None) -> None:
         """An enrolment begins; None: it has ended."""
         self.session, self.listed, self._look = session, False, None
+        self.restore = None
 
     def facts(self) -> Facts:
         """The facts of this moment."""
@@ -100,4 +106,11 @@ class Vitals:
             listed=self.listed,
             since_look=None if look is None else now - look,
             bus_trouble=self.bus_trouble,
+            restoring=_restoring(self.restore),
         )
+
+
+def _restoring(restore: RestoreValue | None) -> str | None:
+    if restore is None:
+        return None
+    return f"a restore is under way since {restore.at}; end it with: mdevns restore finish"

@@ -153,6 +153,11 @@ class _State:
         yield _gauge("mdevns_enrolled", "Whether the agent is enrolled", float(session is not None))
         if session is None:
             return
+        yield _gauge(
+            "mdevns_restoring",
+            "Whether a restore is under way, so that nothing is begun",
+            float(self._vitals.restore is not None),
+        )
         now, seen = self._clock.boottime(), self._metrics.snapshot
         yield _gauge(
             "mdevns_session_age_seconds", "Seconds since the agent enrolled", now - session.began

@@ -43,6 +43,7 @@ class Notes:
         self.reverted: set[Name] = set()
         """Names whose removal had failed before the store was set back to before that."""
         self._older: dict[Name, Claim] = {}
+        self._why = ""
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds that changes only with what is learnt."""
@@ -102,16 +103,24 @@ class Notes:
         if claim.revision > self._kept.revision:
             self._seen(claim.revision)
 
-    def found(self, epoch: str | None) -> None:
-        """The store has this epoch, which an enrolment is about to replace.
+    def found(self, epoch: str | None, revision: int = _BEYOND) -> str | None:
+        """The store has this epoch, which an enrolment is about to replace, and this revision.
 
         Where it is an instance of ours that a later one had replaced, or there is none any more,
         the store was set back: so it is found out although others have written more since than
-        was lost.
+        was lost. Returns why it is known that it was set back, also when that was found before
+        and the claims were not listed since; None: it is not.
         """
-        instances = self._kept.instances
-        if instances and (epoch is None or epoch in instances[:-1]):
-            self.set_back()
+        instances, seen = self._kept.instances, self._kept.revision
+        if instances and epoch is None:
+            self.set_back("it does not know this host any more")
+        elif epoch in instances[:-1]:
+            self.set_back("it has an older enrolment of this host")
+        elif revision < seen < _BEYOND:
+            self.set_back(f"it is at revision {revision}, and was at {seen} before")
+        if self._kept.revision < _BEYOND:
+            return None
+        return self._why or "it was set back before this agent was started"
 
     def enrolled(self, instance: str) -> None:
         """An enrolment of this host's has replaced the epoch."""
@@ -119,12 +128,13 @@ class Notes:
         self._changes.instances.append(instance)
         self._begin()
 
-    def set_back(self) -> None:
+    def set_back(self, why: str) -> None:
         """The store was found to be another, or an older one.
 
         No store is as far as the mark that is set here, so the next list tells it again, after
         a crash too.
         """
+        self._why = why
         self._seen(_BEYOND)
         self._changes.urgent = True
         self._begin()
@@ -158,6 +168,7 @@ class Notes:
         if set_back:
             self.reverted |= {name for name, one in older.items() if self._has_failed(name, one)}
         self._seen(revision)
+        self._why = ""
         self._begin()
 
     def _has_failed(self, name: Name, before: Claim) -> bool:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.reconcile import Action, Facts, Refusal, Sight, Write, decide, sight_of
+from agent.restoring import Before, Standing, standing
 from agent.steps import Again, Enrolled, Steps
-from coordinator.errors import Fenced, LeaseGone, MdevnsError, Moved
+from coordinator.errors import Fenced, LeaseGone, MdevnsError, Moved, StoreReadOnly
 from coordinator.model import Unreadable
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class Reconciler:
         known = {*self._e.informer.names(), *self._e.reporter.known(), *self._e.notes.lost}
         self.poke({*known, *look.scan.devices})
         return look
+
+    def standing(self, known: Before, look: Look) -> Standing:
+        """What a restore waits for here, of a look that began after `known` was read."""
+        return standing(self._e, self._facts, known, look)
 
     def is_at(self, name: Name) -> bool:
         """Whether a step of the name is under way."""
@@ -120,6 +125,8 @@ class Reconciler:
         except OSError:
             pass  # a scan that failed is told once, by who looks at all names
         except MdevnsError as error:
+            if isinstance(error, StoreReadOnly):
+                self._e.restoring.suspect()
             _log.warning("step failed", name=name, error=error.line)
         except Exception:  # noqa: BLE001 - a defect met one name: told, and the others go on
             _log.exception("step failed by a defect", name=name)
@@ -160,7 +167,7 @@ class Reconciler:
             host = f"host {self._e.session.host}"
             raise Fenced(host, "was rebooted under its agent", "it enrols again")
         device = look.device(name)
-        facts = self._facts(name, claim, device, look, made_elsewhere=elsewhere)
+        facts = self._facts(name, claim, device, look, elsewhere)
         decision = decide(claim, facts)
         if decision.action is Action.WAIT:
             return (device and self._e.scanner.settled_in(name)) or Again.LATER
@@ -186,8 +193,7 @@ class Reconciler:
         claim: Claim | None,
         device: Device | None,
         look: Look,
-        *,
-        made_elsewhere: bool,
+        made_elsewhere: bool,  # noqa: FBT001 - it is handed on as it is
     ) -> Facts:
         parent, type_ = (device.parent, device.type) if device else (None, None)
         return Facts(

@@ -74,6 +74,12 @@ class Reporter:
         """The names that are reported as found."""
         return list(self._findings)
 
+    def stands(self, name: Name) -> bool:
+        """Whether it stands in the store what was found of a name."""
+        finding, key = self._findings.get(name), self._keys.finding(self._session.host, name)
+        written = self._written.get(key)
+        return finding is not None and written == Put(key, encode(finding), self._session.lease)
+
     def counts(self) -> Counter[str]:
         """How many findings there are of each kind."""
         return Counter(finding.kind.value for finding in self._findings.values())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agent.metrics import Metrics
     from agent.notes import Notes
     from agent.reporter import Reporter
+    from agent.restoring import Restoring
     from agent.scanner import Scanner
     from agent.workers import Answer as Written
     from agent.workers import Workers
@@ -50,6 +51,14 @@ _AGAIN_FIRST = 0.2  # seconds after which what did not do is begun again, then e
 _EXISTS_MOST = 60.0  # seconds between tries at a name the kernel has
 _NOT_BEGUN_MOST = 10.0  # seconds between tries at a write that no worker could begin
 _CONFLICT_AGAIN = 30.0  # seconds after which a name held elsewhere is asked for again
+_CONFLICT_SOON = 1.0  # seconds, in a restore: who holds it may make way
+# What a restore forbids. Each but the removal of a device is refused by the store, too.
+_NOT_IN_A_RESTORE = frozenset(
+    {
+        *(Action.BEGIN, Action.REFUSE, Action.ABORT, Action.UNDO),
+        *(Action.LOSE, Action.REMOVE, Action.RELEASE),
+    }
+)
 # Devices that are made side by side end one after the other, further apart than a commit takes.
 # So long one that is made waits for company: a share of what it took, and at most seconds.
 _GATHER_SHARE, _GATHER_MOST = 0.25, 0.25
@@ -73,6 +82,7 @@ class Enrolled:
     metrics: Metrics
     notes: Notes
     makers: Makers
+    restoring: Restoring
     boot_id: str
     taken: dict[Name, int] = field(default_factory=dict)
     """Names that a caller on the host has claimed in this enrolment, with the revision of that:
@@ -128,8 +138,10 @@ class Steps:
         if isinstance(answer.error, NameTaken):
             if answer.error.holder and answer.error.holder.host == self._e.session.host:
                 return Again.LATER  # claimed for this host a moment ago; the watch will tell
-            self._e.notes.settled(name)
-            self._adopt_after[name] = now + _CONFLICT_AGAIN
+            restoring = self._e.restoring.restore is not None
+            if not restoring:  # else who holds it may make way, and the journal is asked again
+                self._e.notes.settled(name)
+            self._adopt_after[name] = now + (_CONFLICT_SOON if restoring else _CONFLICT_AGAIN)
             self._e.reporter.found(name, _conflict(device, answer.error))
             return Again.NOT
         self._e.informer.learn(name, answer.revision, answer.made())
@@ -183,6 +195,8 @@ class Steps:
             StoreError: the store failed; nothing is unknown.
         """
         self._e.reporter.found(claim.name, None)
+        if self._e.restoring.restore is not None and decision.action in _NOT_IN_A_RESTORE:
+            return Again.NOT  # the clock looks again, when the restore is finished too
         match decision.action:
             case Action.BEGIN:
                 step = self._begin(claim)

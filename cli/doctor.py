@@ -148,12 +148,12 @@ async def _examine_store(client: Client, host: str) -> tuple[Survey, list[Findin
 async def _examine_namespace(client: Client, host: str) -> list[Finding]:
     """What is wrong with the cluster's own records, and whether they may be read."""
     try:
-        held = await client.views.is_held()
+        refusal = client.claims.no_hold().refusal(await client.views.hold())
         hosts, found = await _hosts(client, host)
     except MdevnsError as error:
         return [Finding(Level.FAULT, "namespace", error.what, error.why)]
-    if held:
-        why = "a restored store is being reconciled: nothing new is taken until that is finished"
+    if refusal is not None:
+        why = f"{refusal.why}; {refusal.hint}"
         found.append(Finding(Level.WARNING, "hold", "namespace", why))
     for each in hosts:
         if each.session is None:

@@ -50,6 +50,10 @@ COMMANDS = {
     "doctor": ("cli.doctor:doctor", "Look whether etcd, configuration and this host are fit."),
     "evict": ("cli.forced:evict", "Give a fenced, unreachable host's names back."),
     "audit": ("cli.forced:audit", "List forced acts: who did what to which host, and why."),
+    "restore": (
+        "cli.restore:app",
+        "Hold the namespace while a restored etcd is reconciled, and let it go.",
+    ),
     "export": ("cli.transfer:export", "Write the namespace as JSON lines, all of one moment."),
     "import": (
         "cli.transfer:import_",

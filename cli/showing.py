@@ -9,13 +9,14 @@ from cli.output import View
 from cli.shapes import claim_json, manner
 from coordinator.claims import Hold
 from coordinator.states import ClaimState
-from coordinator.store import get
+from coordinator.store import Txn, get
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coordinator.client import Client
     from coordinator.model import Claim
+    from coordinator.store import KeyValue
 
 __all__ = ["SHOWN", "Shown", "look"]
 
@@ -31,22 +32,32 @@ _FREED_BY = {
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What holds a name, and whether its host's agent is seen."""
+    """What holds a name, whether its host's agent is seen, and why the namespace is held."""
 
     record: Claim | Hold
     alive: bool
+    held: str | None = None
 
 
 async def look(client: Client, record: Claim | Hold) -> Shown:
     """What there is to say of a record besides itself."""
     if isinstance(record, Hold):
-        return Shown(record, alive=True)
-    session = await client.store.range(get(client.keys.session(record.host)))
-    return Shown(record, alive=session.first is not None)
+        return Shown(record, alive=True, held=_held(client, await client.views.hold()))
+    keys = client.keys
+    asked = Txn(success=(get(keys.session(record.host)), get(keys.hold)))
+    session, hold = (read.first for read in (await client.store.txn(asked)).ranges())
+    return Shown(record, alive=session is not None, held=_held(client, hold))
+
+
+def _held(client: Client, hold: KeyValue | None) -> str | None:
+    refusal = client.claims.no_hold().refusal(hold)
+    return None if refusal is None else f"{refusal.why}; {refusal.hint}"
 
 
 def _rows(shown: Shown) -> Iterator[tuple[object, object]]:
     record = shown.record
+    if shown.held is not None:
+        yield "held up", f"the store: {shown.held}"
     if isinstance(record, Hold):
         yield "held by", "a reservation, for no host yet"
         yield "asked by", f"request {record.request}"

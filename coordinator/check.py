@@ -12,6 +12,7 @@ from coordinator.model import (
     HoldValue,
     NameValue,
     ParentValue,
+    RestoreValue,
     SessionValue,
     Unreadable,
     decode,
@@ -126,9 +127,16 @@ def _hold(read: RangeResult) -> list[Finding]:
     """What holds everybody up, if something does."""
     if read.first is None:
         return []
+    restore = decode(read.first, RestoreValue)
+    if isinstance(restore, RestoreValue):
+        detail = (
+            f"a restore is under way since {restore.at}, by {restore.begun_by} ({restore.why}), "
+            "and nothing is taken, begun or freed: mdevns restore finish"
+        )
+        return [Finding("hold", None, None, detail, fault=False)]
     hold = decode(read.first, HoldValue)
     if isinstance(hold, Unreadable):
-        return [Finding("hold", None, None, "the store is being restored", fault=False)]
+        return [Finding("hold", None, None, f"it cannot be read: {hold.why}")]
     detail = (
         f"an import by {hold.who or 'nobody known'} since {hold.at} is not finished, and no name "
         "can be taken: let it end, or import again, which takes back what it wrote"

@@ -26,6 +26,7 @@ from coordinator.model import (
     NameValue,
     OutcomeValue,
     Removal,
+    RestoreValue,
     Unreadable,
     decode,
     encode,
@@ -395,6 +396,14 @@ class Claims:
             extra=(Delete(self._keys.claim(claim.host, claim.name)),),
         )
 
+    def give_way(self, held: Claim | Hold) -> Change:
+        """Any state → free, for a device of that name that another host has after a restore.
+
+        Only under the restore's hold, and where no device can be behind what is given up: none
+        was begun in its state, or its host's agent has seen it absent at this very revision.
+        """
+        return self._free(ClaimEvent.YIELD, held)
+
     def evict(self, claim: Claim, *, definitions: bool, now: str) -> Change:
         """Any state → free, or defined when persistent, of a host that is fenced off.
 
@@ -428,6 +437,17 @@ class Claims:
             "the store",
             "it is reconciled after a restore, or imported into; only what exists is noted",
             "try again when that is finished; see: mdevns check",
+            told=_told_of_hold,
+        )
+
+    def restoring(self, hold: KeyValue) -> Guard:
+        """The restore whose `hold` this is goes on."""
+        return Guard(
+            valued(self._keys.hold, hold.value),
+            Fenced,
+            "the restore",
+            "its hold is gone: it was finished meanwhile",
+            "see: mdevns check",
         )
 
     def enrolled(self, host: str) -> Guard:
@@ -573,6 +593,15 @@ class Claims:
             at=failure.error.at,
         )
         return (Put(self._keys.outcome(claim.request, claim.name), encode(value), failure.lease),)
+
+
+def _told_of_hold(hold: KeyValue) -> tuple[str, str] | None:
+    """Why a hold is there and what ends it, where it is a restore's."""
+    value = decode(hold, RestoreValue)
+    if isinstance(value, Unreadable):
+        return None
+    why = f"it is reconciled after a restore since {value.at} ({value.begun_by}: {value.why})"
+    return f"{why}; only what exists is noted", "end it with: mdevns restore finish"
 
 
 def _state(held: Claim | Hold) -> ClaimState:

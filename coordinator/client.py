@@ -72,7 +72,13 @@ class Client:
 
     async def commit(self, changes: Sequence[Change], *guards: Guard) -> list[Answer]:
         """Make changes that an operator may make: refused while a store is being restored."""
-        return await self._commit.changes((self.claims.no_hold(), *guards), changes)
+        return await self.commit_under((self.claims.no_hold(), *guards), changes)
+
+    async def commit_under(
+        self, guards: tuple[Guard, ...], changes: Sequence[Change]
+    ) -> list[Answer]:
+        """Make changes under these guards alone."""
+        return await self._commit.changes(guards, changes)
 
     async def result(self, name: Name, answer: Answer, record: Claim | Hold | None) -> Result:
         """The result of an answer; a refusal says by whom the name is held, and how."""

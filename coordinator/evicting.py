@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.errors import InUse, Moved, NotFound
-from coordinator.model import AuditValue, Claim, IdentityValue, Name, Unreadable, decode, encode
+from coordinator.model import (
+    AuditValue,
+    Claim,
+    IdentityValue,
+    Name,
+    RestoreValue,
+    Unreadable,
+    decode,
+    encode,
+)
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn, absent, get, pages, prefix, prefix_end, unchanged
 from coordinator.transactions import settle
@@ -19,6 +28,7 @@ from coordinator.transactions import settle
 if TYPE_CHECKING:
     from coordinator.client import Client
     from coordinator.store import Compare, KeyValue
+    from coordinator.transactions import Guard
 
 __all__ = ["Evicted", "audit", "evict", "forget"]
 
@@ -52,13 +62,14 @@ async def evict(client: Client, host: str, *, reason: str, definitions: bool) ->
     evicted = Evicted()
     guard = client.claims.in_force(host, instance)
     for _ in range(_ROUNDS):
+        guards = (await _permitted(client), guard)
         claims, evicted.unreadable = await _claims(client, host)
         left = [claim for claim in claims if definitions or claim.name not in evicted.defined]
         if not left:
             return evicted
         now = client.clock.now()
         changes = [client.claims.evict(c, definitions=definitions, now=now) for c in left]
-        for claim, answer in zip(left, await client.commit(changes, guard), strict=True):
+        for claim, answer in zip(left, await client.commit_under(guards, changes), strict=True):
             if isinstance(answer.error, Moved):
                 continue  # looked at again in the next round
             made = answer.made()
@@ -80,9 +91,10 @@ async def forget(client: Client, host: str, *, reason: str) -> None:
         raise InUse(f"host {host}", f"holds {count} names", f"see: mdevns list --host {host}")
     keys = client.keys
     identity = await _identity(client, host)
-    gone = [
+    gone: list[Put | Delete] = [
         Delete(keys.identity(host)),
-        Delete(keys.epoch(host)),
+        # Not deleted: that there is no epoch tells a host that returns of a store set back.
+        Put(keys.epoch(host), f"forget-{client.rng.getrandbits(128):032x}".encode()),
         *(Delete(whole, prefix_end(whole)) for whole in (keys.parents(host), keys.findings(host))),
     ]
     value = decode(identity, IdentityValue)
@@ -115,8 +127,9 @@ async def _forced(
 ) -> None:
     """Do it if the host has no session, in one transaction; sent again until it is known."""
     record = next(op for op in ops if isinstance(op, Put) and op.key.startswith(client.keys.audits))
+    permitted = await _permitted(client)
     txn = Txn(
-        (absent(client.keys.session(host)), absent(client.keys.hold), *when, absent(record.key)),
+        (absent(client.keys.session(host)), permitted.compare, *when, absent(record.key)),
         ops,
         (get(client.keys.session(host)), get(client.keys.hold), get(record.key)),
     )
@@ -126,14 +139,24 @@ async def _forced(
     session, hold, done = (read.first for read in result.ranges())
     if done is not None:
         return  # an earlier copy of this very transaction
-    if hold is not None:
-        error = client.claims.no_hold().refusal(hold)
-        assert error is not None
+    error = permitted.refusal(hold)
+    if error is not None:
         raise error
     if session is not None:
         hint = "fence it first, and let its session lapse"
         raise InUse(f"host {host}", "its agent is alive", hint)
     raise InUse(f"host {host}", "changed meanwhile", "try again")
+
+
+async def _permitted(client: Client) -> Guard:
+    """That nothing is held, or only for a restore, which a host that is gone would hold up.
+
+    What an evict frees is not handed out before the restore is finished.
+    """
+    hold = (await client.store.range(get(client.keys.hold))).first
+    if hold is not None and isinstance(decode(hold, RestoreValue), RestoreValue):
+        return client.claims.restoring(hold)
+    return client.claims.no_hold()
 
 
 async def _identity(client: Client, host: str) -> KeyValue:

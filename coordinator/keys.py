@@ -76,6 +76,10 @@ class Keys:
         """A device that is not claimed by its host: foreign, or a conflict."""
         return f"{self.hosts}{host}/findings/{name}"
 
+    def restored(self, host: str) -> str:
+        """What a host's agent has to say of the restore that is under way."""
+        return f"{self.hosts}{host}/restored"
+
     def host_of(self, key: str) -> str | None:
         """The host to which a key belongs; None for what belongs to none."""
         host, slash, _ = key.removeprefix(self.hosts).partition("/")

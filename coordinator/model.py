@@ -42,6 +42,8 @@ __all__ = [
     "ParentType",
     "ParentValue",
     "Removal",
+    "RestoreValue",
+    "RestoredValue",
     "SessionValue",
     "Unreadable",
     "Wish",
@@ -322,6 +324,42 @@ class HoldValue(_Value, frozen=True, kw_only=True):
     id: str
     who: str | None
     at: str
+
+
+class RestoreValue(_Value, frozen=True, kw_only=True):
+    """`hold` while a restored store is reconciled; it cannot be read as a `HoldValue`.
+
+    `restore` is its id; `who` began it, or the agent of `host` did, which met a store that was
+    set back; `why` in words, `at` when (RFC 3339). `imported` is the hold of an import that
+    stood in the restored store: it is put back in the end, for the next import to take back.
+    """
+
+    restore: str
+    who: str | None = None
+    host: str | None = None
+    why: str
+    at: str
+    imported: HoldValue | None = None
+
+    @property
+    def begun_by(self) -> str:
+        """Who began it, for people."""
+        return self.who or f"the agent of {self.host}"
+
+
+class RestoredValue(_Value, frozen=True, kw_only=True):
+    """`hosts/<host>/restored`: what the agent `instance` has to say of the restore `restore`.
+
+    `waits` is why it is not done yet; None: all is noted that exists. `absent` are the names of
+    its claims behind which a device might stand and was seen absent, each with the claim's
+    revision.
+    """
+
+    restore: str
+    instance: str
+    at: str
+    waits: str | None
+    absent: dict[str, int] = {}
 
 
 class AuditValue(_Value, frozen=True, kw_only=True):

@@ -15,8 +15,10 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
 from coordinator.errors import MdevnsError, NotAllowed, StoreError
 from coordinator.model import (
+    HoldValue,
     IdentityValue,
     MachineValue,
+    RestoreValue,
     SessionValue,
     Unreadable,
     decode,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from coordinator.clock import Clock
     from coordinator.keys import Keys
-    from coordinator.store import Compare, KeyValue, Store
+    from coordinator.store import Compare, KeyValue, Op, Store
 
 __all__ = ["Enroller", "Session"]
 
@@ -52,20 +54,31 @@ class _Standing:
     session: KeyValue | None
     identity: KeyValue | None
     machine: KeyValue | None
+    hold: KeyValue | None
+    revision: int
 
 
 class Session:
     """An enrolled agent. `deadline` is when, at the latest, etcd may think it gone.
 
     It counts on CLOCK_BOOTTIME from before the keepalive was sent, so it is never too late.
+    `restore` is the restore that was under way when it enrolled.
     """
 
     def __init__(
-        self, store: Store, clock: Clock, *, host: str, instance: str, lease: int, deadline: float
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        host: str,
+        instance: str,
+        lease: int,
+        deadline: float,
+        restore: RestoreValue | None = None,
     ) -> None:
         self._store, self._clock = store, clock
         self.host, self.instance, self.lease = host, instance, lease
-        self.deadline = deadline
+        self.deadline, self.restore = deadline, restore
         self.began = clock.boottime()
         """When it was made, on CLOCK_BOOTTIME."""
 
@@ -95,7 +108,10 @@ class Enroller:
     """Enrols one host's agent, as often as need be.
 
     `ttl` in seconds is the session's; etcd's floor is 2. `told` hears what is waited for, and
-    `found` the epoch that stands, before it is replaced.
+    `found` the epoch that stands, before it is replaced, and the revision at which it does. Its
+    answer is why the store was set back, if it was: then the very enrolment puts the hold of a
+    restore, unless there is one. So nothing is done in it that the hold forbids, and a copy that
+    comes late puts no hold either: it compares the epoch that it replaced.
     """
 
     def __init__(
@@ -112,7 +128,7 @@ class Enroller:
         ttl: int,
     ) -> None:
         self.told: Callable[[str], None] = lambda _: None
-        self.found: Callable[[str | None], Awaitable[None]] = _nothing
+        self.found: Callable[[str | None, int], Awaitable[str | None]] = _nothing
         self._store, self._keys, self._clock, self._rng = store, keys, clock, rng
         self.host, self.ttl = host, ttl
         self._identity, self._boot_id, self._version = identity, boot_id, version
@@ -141,11 +157,13 @@ class Enroller:
         self._check_identity(standing)
         self._check_boot(standing)
         epoch = standing.epoch
-        await self.found(None if epoch is None else epoch.value.decode(errors="replace"))
+        why = await self.found(
+            None if epoch is None else epoch.value.decode(errors="replace"), standing.revision
+        )
         asked = self._clock.boottime()
         lease = await self._store.grant(self.ttl)
         instance = f"{self._rng.getrandbits(128):032x}"
-        txn = self._enrolment(standing, instance, lease.id)
+        txn = self._enrolment(standing, instance, lease.id, why)
         # Without end: an enrolment that is given up could be applied later and fence its
         # successor. The instance is random, so our own value in `epoch` is our own success.
         result = await settle(self._store, txn, patience=None, rng=self._rng)
@@ -153,6 +171,10 @@ class Enroller:
             epoch = result.ranges()[0].first
             if epoch is None or epoch.value != instance.encode():
                 raise _Raced(self.host, "another enrolment was faster")
+        hold = result.ranges()[-1].first
+        restore = _restore(hold)
+        if why is not None and restore is None and (hold is None or _import(hold) is not None):
+            raise _Raced(self.host, "the hold changed meanwhile")
         return Session(
             self._store,
             self._clock,
@@ -160,6 +182,7 @@ class Enroller:
             instance=instance,
             lease=lease.id,
             deadline=asked + lease.ttl,
+            restore=restore,
         )
 
     async def _read(self) -> _Standing:
@@ -168,9 +191,11 @@ class Enroller:
             self._keys.session(self.host),
             self._keys.identity(self.host),
             self._keys.machine(self._identity.machine_id),
+            self._keys.hold,
         )
         result = await self._store.txn(Txn(success=tuple(map(get, keys))))
-        return _Standing(*(read.first for read in result.ranges()))
+        epoch, session, identity, machine, hold = (read.first for read in result.ranges())
+        return _Standing(epoch, session, identity, machine, hold, result.revision)
 
     def _check_identity(self, standing: _Standing) -> None:
         if standing.identity is not None:
@@ -206,7 +231,7 @@ class Enroller:
         if isinstance(session, Unreadable) or session.boot_id != self._boot_id:
             raise _AnotherBoot(self.host, "a session of another boot is alive")
 
-    def _enrolment(self, standing: _Standing, instance: str, lease: int) -> Txn:
+    def _enrolment(self, standing: _Standing, instance: str, lease: int, why: str | None) -> Txn:
         epoch = self._keys.epoch(self.host)
         session = SessionValue(instance=instance, boot_id=self._boot_id, version=self._version)
         machine = self._keys.machine(self._identity.machine_id)
@@ -221,9 +246,29 @@ class Enroller:
                 Put(self._keys.session(self.host), encode(session), lease),
                 Put(self._keys.identity(self.host), encode(self._known(standing))),
                 Put(machine, encode(MachineValue(host=self.host))),
+                *self._hold(standing.hold, why),
+                get(self._keys.hold),
             ),
-            failure=(get(epoch),),
+            failure=(get(epoch), get(self._keys.hold)),
         )
+
+    def _hold(self, standing: KeyValue | None, why: str | None) -> tuple[Op, ...]:
+        """Put the hold of a restore where there is none; an import's is carried along."""
+        if why is None or _restore(standing) is not None:
+            return ()
+        imported = _import(standing)
+        if standing is not None and imported is None:
+            return ()  # whatever it is, a newer version's perhaps: it holds, and is not ours
+        value = RestoreValue(
+            restore=f"{self._rng.getrandbits(128):032x}",
+            host=self.host,
+            why=why,
+            at=self._clock.now(),
+            # One that hangs on a lease still has nothing to be taken back.
+            imported=None if standing is None or standing.lease else imported,
+        )
+        hold = self._keys.hold
+        return (Txn((unchanged(hold, _revision(standing)),), (Put(hold, encode(value)),)),)
 
 
 def _difference(known: IdentityValue | Unreadable, ours: IdentityValue) -> str:
@@ -246,5 +291,17 @@ def _revision(kv: KeyValue | None) -> int:
     return 0 if kv is None else kv.mod_revision
 
 
-async def _nothing(_: str | None) -> None:
+def _restore(hold: KeyValue | None) -> RestoreValue | None:
+    """The restore whose hold it is; None when it is none's."""
+    value = None if hold is None else decode(hold, RestoreValue)
+    return value if isinstance(value, RestoreValue) else None
+
+
+def _import(hold: KeyValue | None) -> HoldValue | None:
+    """The import's hold that it is; None when it is none's."""
+    value = None if hold is None else decode(hold, HoldValue)
+    return value if isinstance(value, HoldValue) else None
+
+
+async def _nothing(_: str | None, __: int) -> None:
     """For who does not want to hear it."""

@@ -56,6 +56,7 @@ class ClaimEvent(StrEnum):
     AMEND = "amend"  # what is kept of it changes: persistence, autostart, attributes
     ADOPT = "adopt"
     RECALL = "recall"  # what a store that was lost held of this host, from its journal
+    YIELD = "yield"  # to a device of that name, which another host has, after a restore
     EVICT = "evict"
 
 
@@ -124,11 +125,14 @@ _ROWS: tuple[
     (_D, _E.MOVE, (_D,), (_OPERATOR,)),
     (_D, _E.ADOPT, (_A,), (_AGENT,)),
     (_D, _E.AMEND, (_D,), (_OPERATOR, _AGENT)),
+    *((state, _E.YIELD, (_FREE,), (_OPERATOR,)) for state in (_R, _C, _A, _M, _D)),
     *((state, _E.EVICT, (_FREE, _D), (_OPERATOR,)) for state in (_R, _C, _A, _M, _D)),
 )
 
-# While a restored store is being reconciled agents only take note of what exists.
-_DURING_HOLD = frozenset({_E.ADOPT, _E.RECALL, _E.ACTIVATE})
+# While a restored store is being reconciled agents only take note of what exists: a removal
+# that the store was set back to is over when the device is there. An operator makes way for
+# what exists.
+_DURING_HOLD = frozenset({_E.ADOPT, _E.RECALL, _E.ACTIVATE, _E.RESTORE, _E.YIELD})
 
 TRANSITIONS: Mapping[tuple[ClaimState | None, ClaimEvent], Transition] = MappingProxyType(
     {

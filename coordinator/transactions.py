@@ -43,7 +43,8 @@ _OVERHEAD = 128
 class Guard:
     """A condition that all changes of one commit share, and the error when it fails.
 
-    A guard is a value: any transaction can include it.
+    A guard is a value: any transaction can include it. `told` may say more of what stands in
+    the way: why, and what to do.
     """
 
     compare: Compare
@@ -51,12 +52,15 @@ class Guard:
     what: str
     why: str
     hint: str = ""
+    told: Callable[[KeyValue], tuple[str, str] | None] | None = None
 
     def refusal(self, kv: KeyValue | None) -> MdevnsError | None:
         """The error, if the guard does not hold of the key as it stands."""
         if holds(self.compare, kv):
             return None
-        return self.error(self.what, self.why, self.hint)
+        told = None if kv is None or self.told is None else self.told(kv)
+        why, hint = told or (self.why, self.hint)
+        return self.error(self.what, why, hint)
 
 
 @dataclass(frozen=True, slots=True)

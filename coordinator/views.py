@@ -160,9 +160,9 @@ class Views:
         """The newest revision."""
         return (await self._store.range(get(self._keys.hold))).revision
 
-    async def is_held(self) -> bool:
-        """Whether a restored store is being reconciled, so that nothing new is taken."""
-        return (await self._store.range(get(self._keys.hold))).first is not None
+    async def hold(self) -> KeyValue | None:
+        """What holds the namespace, so that nothing new is taken: a restore or an import."""
+        return (await self._store.range(get(self._keys.hold))).first
 
     async def enrolled(self, host: str) -> None:
         """Look whether a host has ever enrolled.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from typing import TYPE_CHECKING
 
 from agent import simulated
@@ -18,7 +19,9 @@ from agent.metrics import Metrics
 from agent.notes import Notes
 from agent.simulated import SimulatedBus
 from agent.workers import Workers
+from coordinator.client import Client
 from coordinator.clock import SystemClock
+from coordinator.finishing import Finished, finish
 from coordinator.model import Claim, FindingValue, Name, OutcomeValue, Removal, Wish, decode
 from coordinator.store import prefix
 from tests.support.desk import HOST, NAME, TYPE, Desk
@@ -45,6 +48,8 @@ class Host:
         simulated.init(directory, 2, {TYPE: 4}, **options)  # type: ignore[arg-type]  # the simulator's own
         self.bus = SimulatedBus(directory)
         self.parents = sorted(self.bus.parents())
+        self.seeds = count(3)
+        """No two agents draw the same instance id, or one would seem to be set back."""
         self.workers: type[Workers] = Workers
         self.store: Store = self.desk.store
         """What the agent is given; a test may put something before it."""
@@ -66,7 +71,7 @@ class Host:
             store=MeteredStore(self.store, counted),
             keys=self.desk.keys,
             clock=SystemClock(),
-            rng=random.Random(3),
+            rng=random.Random(next(self.seeds)),
             bus=self.bus,
             workers=self.workers(self.bus.spec, self.bus.run_dir),
             notes=notes,
@@ -109,6 +114,15 @@ class Host:
         _, claim = self.desk.records(name)
         assert claim is not None
         await self.desk.make(self.desk.claims.retire(claim, Removal(force=force), now="t"))
+
+    async def finish(self) -> Finished:
+        """End the restore that is under way, as an operator does."""
+        desk = self.desk
+        client = Client(desk.store, desk.keys, SystemClock(), random.Random(5), patience=5)
+        try:
+            return await finish(client, wait=SOON)
+        finally:
+            await client.close()
 
     # What came of it.
 

@@ -57,6 +57,7 @@ async def test_an_agent_keeps_what_was_imported(host: Host) -> None:
     assert imported is not None
     assert imported.value() == before.value()
     async with host.agent():
+        assert not (await host.finish()).left  # its journal knew a store that was further on
         await host.ask(name=name(2))
         await host.wait(lambda: host.is_in(ACTIVE, name(2)))
         assert host.claim() == imported
@@ -75,6 +76,7 @@ async def test_an_agent_that_was_there_first_keeps_its_name(host: Host) -> None:
         recalled = host.claim()
         assert recalled is not None
         assert not recalled.adopted
+        assert not (await host.finish()).left
         with pytest.raises(NotEmpty):
             await import_into(host.desk, [*others, other])
         assert host.claim() == recalled

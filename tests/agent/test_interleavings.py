@@ -489,6 +489,7 @@ async def test_what_was_being_removed_for_good_is_not_defined_again(
     simulated.let_go(host.directory, NAME)
     await host.wait(lambda: not host.bus.scan().devices)
     async with host.agent():
+        assert not (await host.finish()).left
         await host.ask(name=name(2))
         await host.wait(lambda: host.is_in(ACTIVE, name(2)))
         await host.wait(lambda: host.is_in(DEFINED if then is AfterRemoval.DEFINED else None))

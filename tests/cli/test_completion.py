@@ -106,7 +106,7 @@ def typed(pair: Pair) -> list[str]:
     """Names in several states: a device, a defined one, a reservation."""
     cli, host, _ = pair
     (active,) = cli.ok("create", "--type", TYPE, "-o", "name").names
-    defined = "d" + active[1:]
+    defined = ("e" if active[0] == "d" else "d") + active[1:]
     parent = cli.ok("parents", "-o", "json").json[0]["parent"]
     cli.ok("define", defined, "--type", TYPE, "--host", host.name, "--parent", parent)
     (reserved,) = cli.ok("reserve", "-o", "name").names

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOWHERE = Cli(driver.NOWHERE, "x")
-GROUPS = {"sim": ("init", "reboot", "hold", "let-go"), "etcd": ("run",)}
+GROUPS = {
+    "sim": ("init", "reboot", "hold", "let-go"),
+    "etcd": ("run",),
+    "restore": ("begin", "finish"),
+}
+GROUPS["restore"] = ("begin", "finish")
 GROUPS["mdevctl"] = ("install", "uninstall", "status")
 
 
@@ -31,6 +36,7 @@ def test_help_lists_every_command_in_the_contract() -> None:
     """`mdevns`, and `mdevns --help`, list the commands and the global options."""
     contract = "create remove reserve renew release list show hosts parents types check agent"
     persistent = "define undefine start stop move evict audit doctor completion watch export import"
+    persistent += " restore"
     assert set(COMMANDS) == {
         *contract.split(),
         *persistent.split(),

@@ -317,7 +317,11 @@ async def test_a_host_cannot_speak_for_another(guarded: Guarded) -> None:
     store = guarded.store("host-gpu01")
     try:
         await store.txn(Txn(success=(Put(keys.finding("gpu01", "x"), b""),)))
-        for key in (keys.epoch("gpu02"), keys.claim("gpu02", "x"), keys.hold, "/elsewhere"):
+        # What an agent puts that enrols in a store that was set back.
+        held = Txn((absent(keys.hold),), (Put(keys.hold, b"{}"),))
+        await store.txn(Txn(success=(Put(keys.epoch("gpu01"), b""), held, get(keys.hold))))
+        await store.txn(Txn(success=(Delete(keys.hold), Delete(keys.epoch("gpu01")))))
+        for key in (keys.epoch("gpu02"), keys.claim("gpu02", "x"), keys.importer, "/elsewhere"):
             put = Put(key, b"")
             nested = Txn((absent(keys.name("x")),), (put,), (get(keys.name("x")),))
             for txn in (Txn(success=(put,)), Txn(success=(nested,))):

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,6 +63,7 @@ class Cluster:
         """That the run is over; that the store was set back, and is not reconciled yet."""
         self.kept, self.namespace = False, NAMESPACE
         self._pace, self._pool = pace, 0
+        self._snapshots: list[Path] = []
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -185,12 +187,16 @@ class Cluster:
 
     @property
     def snapshot(self) -> Path:
-        """What `save` saved."""
-        return self.directory / "snapshot.db"
+        """What was saved the time before the last, if there is such, and of this store."""
+        return self._snapshots[0]
 
-    def save(self) -> None:
-        """Save a snapshot of etcd, from which it can be restored later."""
-        self.members.save(self.snapshot)
+    def save(self, *, anew: bool = False) -> None:
+        """Save a snapshot of etcd, from which it can be restored later; `anew`: the first."""
+        file = self.directory / f"snapshot-{time.time():.3f}.db"
+        self.members.save(file)
+        for old in self._snapshots if anew else self._snapshots[:-1]:
+            old.unlink()
+        self._snapshots = [file] if anew else [*self._snapshots[-1:], file]
 
     # What is seen from outside.
 

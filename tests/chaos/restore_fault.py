@@ -56,7 +56,7 @@ class RestoredFromSnapshot(Fault):
         """Ask until every host is done."""
         wait_until(self._is_finished, _FINISHED)
         self.cluster.set_back.clear()
-        self.cluster.save()
+        self.cluster.save(anew=True)
 
     def _is_finished(self) -> bool:
         done = self.cluster.cli("restore", "finish", "--wait", "10")

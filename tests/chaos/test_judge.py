@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,8 @@ from agent import simulated
 from tests.chaos.checker import Checker, in_directories
 from tests.chaos.history import Asked, Diary, Entry, Told, Verb, read
 from tests.chaos.judge import longest_refusal, untold
-from tests.chaos.schedule import Injected
+from tests.chaos.report import Report
+from tests.chaos.schedule import FAULTS, Injected, kinds
 from tests.support.truth import Claim, Name, Truth
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def fault(begun: float, ended: float, host: str = "gpu01", *, sets_back: bool = 
 
 
 CREATE = entry(Verb.CREATE, 0, holder="gpu01")
+GONE = entry(Verb.REMOVE, 5, None)
 TWICE = entry(Verb.CREATE, 10, host="gpu02", holder="gpu02")
 
 
@@ -115,6 +118,32 @@ def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     with file.open("a") as torn:
         torn.write(json.dumps({"told": {"id": second.id}})[:-3])
     assert read([file]) == [Entry(first, told), Entry(second, None)]
+
+
+def test_the_report_counts_what_was_told_and_what_never_came(tmp_path: Path) -> None:
+    """Each request is done, refused or unknown, and a kind of fault that did not come is zero."""
+    report = Report(seed=7, server="etcd", lasted=60.0)
+    report.count([CREATE, entry(Verb.CREATE, 2, 4), entry(Verb.REMOVE, 3, 11), GONE])
+    report.count_faults(["a fault", "another"], [fault(2, 4), fault(7, 8)])
+    report.save(tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert saved["faults"] == {"a fault": 2, "another": 0}
+    assert saved["tried"] == {"create": 2, "remove": 2}
+    assert (saved["done"], saved["refused"]) == ({"create": 1}, {"create": 1})
+    assert (saved["unknown"], saved["codes"]["no answer"]) == ({"remove": 2}, 1)
+    assert re.search(r"another +0\n", str(report))
+
+
+def test_every_fault_has_a_kind_of_its_own() -> None:
+    """Reports count by kind, and one can be asked for by a word of it."""
+    every = [each.kind for each in FAULTS]
+    assert len(set(every)) == len(every)
+    assert [each.kind for each in kinds(["one way"])] == [
+        "agent cut off one way",
+        "member cut off one way",
+    ]
+    with pytest.raises(ValueError, match="no kind of fault"):
+        kinds(["earthquake"])
 
 
 # What is looked at from outside.

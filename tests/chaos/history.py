@@ -164,8 +164,9 @@ def operations(entries: Iterable[Entry]) -> Iterator[Operation]:
 def _taking(asked: Asked, told: Told | None) -> Iterator[Operation]:
     host = "" if asked.verb is Verb.RESERVE else asked.host or ANY
     if told is not None and told.code == DONE:
-        holder = Holder(host if told.host is None else told.host, told.request or asked.request)
-        yield _operation(asked, told, Kind.TAKE, done=True, holder=holder)
+        there = host if told.host is None else told.host
+        holder = Holder(there, told.request or asked.request)
+        yield from _taken(asked, told, holder)
         if asked.verb is Verb.RESERVE:  # it hangs on a lease
             yield _operation(asked, None, Kind.LAPSE, done=None, holder=holder)
     elif told is not None and told.code == TAKEN and told.held:
@@ -177,6 +178,21 @@ def _taking(asked: Asked, told: Told | None) -> Iterator[Operation]:
             holder = Holder(each, asked.request)
             yield _operation(asked, None, Kind.TAKE, done=None, holder=holder)
             yield _operation(asked, None, Kind.LAPSE, done=None, holder=holder)
+
+
+def _taken(asked: Asked, told: Told, holder: Holder) -> Iterator[Operation]:
+    """A name that was taken, and what may have stood on the way to that."""
+    if asked.verb is Verb.DEFINE:  # held without a host first
+        held = Holder("", holder.request)
+        yield _operation(asked, told, Kind.TAKE, done=True, holder=held)
+        yield _operation(asked, told, Kind.MOVE, done=True, holder=held, to=holder)
+        return
+    if asked.verb is Verb.CREATE and asked.host is None:
+        # Perhaps refused on one host for want of room, and made on another.
+        somewhere = Holder(ANY, holder.request)
+        yield _operation(asked, told, Kind.TAKE, done=None, holder=somewhere)
+        yield _operation(asked, told, Kind.LAPSE, done=None, holder=somewhere)
+    yield _operation(asked, told, Kind.TAKE, done=True, holder=holder)
 
 
 def _freeing(asked: Asked, told: Told | None) -> Iterator[Operation]:

@@ -40,6 +40,7 @@ class Report:
     looks_with_etcd: int = 0
     refusal: tuple[float, str, str] = (0.0, "", "")
     violations: list[str] = field(default_factory=list)
+    schedule: list[dict[str, object]] = field(default_factory=list)
 
     def count(self, entries: Iterable[Entry]) -> None:
         """Count what was asked and told."""
@@ -55,6 +56,9 @@ class Report:
         """Count what was injected; a kind that was not is told as zero."""
         counts = Counter(one.kind for one in injected)
         self.faults = {kind: counts[kind] for kind in kinds}
+        self.schedule = [
+            vars(one) | {"sick": sorted(one.sick), "off": sorted(one.off)} for one in injected
+        ]
 
     def told_refusal(self, refusal: Refusal, injected: Sequence[Injected]) -> None:
         """The longest refusal, and what was going on when it began."""

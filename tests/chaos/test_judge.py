@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,6 +73,16 @@ def test_a_name_that_is_not_there_any_more_is_told() -> None:
     """Nobody gave it back, and it is gone."""
     assert untold([CREATE, entry(Verb.SHOW, 5, 3)], [])
     assert untold([CREATE, entry(Verb.SHOW, 5, holder="gpu01")], []) == []
+
+
+def test_what_is_defined_is_held_without_a_host_on_the_way() -> None:
+    """Whoever looks meanwhile sees a reservation of that request, and afterwards none."""
+    defining = Entry(
+        replace(TWICE.asked, verb=Verb.DEFINE), replace(TWICE.told, at=14.0) if TWICE.told else None
+    )
+    amid, after = (entry(Verb.CREATE, at, 4, holder="") for at in (12, 16))
+    assert untold([defining, amid], []) == []
+    assert untold([defining, after], [])
 
 
 def test_only_the_host_that_lost_power_may_have_lost_a_name() -> None:

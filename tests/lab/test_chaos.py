@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
-TTL = 8  # seconds that a session lasts
+TTL = 12  # seconds that a session lasts
 PACE = 0.4  # seconds between two requests of one process
 WORK = 3.0  # seconds of it between two faults
-BACK = 90.0  # seconds, for a busy machine
+BACK = 180.0  # seconds, for a busy machine: guests without KVM boot and import slowly
 _LOOK = f'cd {BUS} && for name in *-*; do echo "$(stat -L -c %i "$name") $name"; done'
 
 
@@ -159,9 +159,14 @@ def chaos(guests: Guests, members: EmbeddedCluster, records: Records, cluster: s
     hosts = [Host(guest, records, "--session-ttl", str(TTL)) for guest in guests]
     for host in hosts:
         host.start()
-    for host in hosts:
-        host.wait_enrolled()
-    return Chaos(hosts, members, cluster)
+    chaos = Chaos(hosts, members, cluster)
+    try:
+        wait_until(chaos.is_well, BACK)
+    except AssertionError as error:
+        for host in hosts:
+            error.add_note(f"agent of {host.name}:\n{host.log()}")
+        raise
+    return chaos
 
 
 def test_a_small_chaos(chaos: Chaos, work: list[Process], cli: Cli, tmp_path: Path) -> None:

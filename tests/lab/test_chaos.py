@@ -228,7 +228,15 @@ def _faults(chaos: Chaos, directory: Path) -> None:
 
 
 def _work(directory: Path) -> None:
-    """Wait until people were told something some times more."""
+    """Let people go on to other names, and wait until they have asked some times more.
+
+    Few requests a name keep few of unknown outcome together, which the judge has to try in
+    every order.
+    """
+    pool = directory / "pool"
+    fresh = directory / "pool.new"
+    fresh.write_text(str(int(pool.read_text()) + 1))
+    fresh.rename(pool)
     before = len(read(sorted(directory.glob("*.history"))))
     wait_until(
         lambda: len(read(sorted(directory.glob("*.history")))) > before + 3 * WORK / PACE, BACK

@@ -8,14 +8,17 @@ MAKEFLAGS += --no-print-directory
 
 # The Python that .venv is made from.
 PYTHON ?= python3
-# KEEP=1 leaves the demo's cluster running.
+# KEEP=1 leaves the demo's cluster running, and keeps the histories and logs of chaos.
 KEEP ?=
+# How long chaos lasts, and what decides it; random where nothing is named.
+MINUTES ?= 20
+SEED ?=
 
 MADE := .venv/made
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv check clean constraints demo help kernel lab man pictures test
+.PHONY: .venv chaos check clean constraints demo help kernel lab man pictures test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +36,10 @@ demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 lea
 
 test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows no skip)
 	@.venv/bin/pytest tests --ignore=tests/lab
+
+# Not by pytest: it is long, and its table is what it is for.
+chaos: $(MADE)  ## faults on three etcd servers and hosts in containers (MINUTES=20, SEED=…, KEEP=1)
+	@.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 
 # Two runs side by side, each with three guests of its own: one guest at a time is at work in each.
 # What the second says comes when it is over, or lines would mix.

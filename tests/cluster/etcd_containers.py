@@ -34,7 +34,7 @@ from coordinator.embedded import (
 from tests.support import rawetcd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
 # Its reaper would have to be pulled. `ContainerCluster` removes what it made by itself.
@@ -93,14 +93,22 @@ class ContainerCluster:
     """Three members on a network of their own, in a context; all of it is removed after.
 
     Clients reach a member through a port of 127.0.0.1 that is chosen once, so that its
-    endpoint is the same after a kill, a cut or a start. `flags` are more flags for etcd.
+    endpoint is the same after a kill, a cut or a start. `flags` are more flags for etcd, and
+    `labels` are put on all that Docker is asked for.
     """
 
-    def __init__(self, image: str, members: int = 3, *, flags: Sequence[str] = ()) -> None:
-        self._image, self._flags = image, tuple(flags)
+    def __init__(
+        self,
+        image: str,
+        members: int = 3,
+        *,
+        flags: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        self._image, self._flags, self._labels = image, tuple(flags), dict(labels or {})
         self._names = [f"etcd{index}" for index in range(members)]
         self._token = f"mdevns-{uuid.uuid4().hex[:8]}"
-        self._network = Network()
+        self._network = Network(docker_network_kw={"labels": self._labels})
         self._containers: list[Any] = []
         self._ports: list[int] = []
         self._made = ExitStack()
@@ -145,7 +153,9 @@ class ContainerCluster:
 
     def _make(self, index: int, of_cluster: str) -> Any:
         name = self._names[index]
-        container = DockerContainer(self._image, name=f"{self._token}-{name}")
+        container = DockerContainer(
+            self._image, name=f"{self._token}-{name}", labels=dict(self._labels)
+        )
         container.with_network(self._network).with_network_aliases(name)
         container.with_command([*self._command(name), f"--initial-cluster-state={of_cluster}"])
         # Not by with_bind_ports, which would listen on all of the machine's addresses.

@@ -18,19 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import docker
 import pytest
 
 from coordinator.embedded import free_ports
 from tests.cli.driver import Cli, Done, one_line
 from tests.cluster.etcd_containers import PEER, etcd_image
+from tests.support.containers import ROOT, docker_client, empty_image, mounted
 from tests.support.etcd_servers import etcdctl, newest_etcd
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy/compose"
 MEMBERS, HOSTS = ["etcd1", "etcd2", "etcd3"], ["gpu01", "gpu02", "gpu03"]
 DEADLINE = 60.0  # seconds for what takes one or two
@@ -120,21 +119,11 @@ class Deployment:
         return {"label": f"com.docker.compose.project={self.project}"}
 
 
-@contextmanager
-def docker_client() -> Iterator[Any]:
-    """Docker's own client."""
-    client = docker.from_env()
-    try:
-        yield client
-    finally:
-        client.close()
-
-
 def _override() -> dict[str, Any]:
     """What makes the images run that hold nothing, or no etcdctl; and looks more often."""
     programs, often = Path(sys.executable).parent, {"interval": "1s", "retries": 100}
     ours: dict[str, Any] = {
-        "volumes": [f"{path}:{path}:ro" for path in _mounted()],
+        "volumes": [f"{path}:{path}:ro" for path in mounted()],
         "environment": {
             "PATH": f"{programs}:{ROOT / 'deploy/pki'}:{etcdctl().parent}:/usr/bin:/bin",
             "PYTHONPATH": str(ROOT),
@@ -144,26 +133,6 @@ def _override() -> dict[str, Any]:
     member = {"volumes": [f"{etcdctl()}:/usr/local/bin/etcdctl:ro"], "healthcheck": often}
     services = dict.fromkeys(MEMBERS, member) | {"roles": ours}
     return {"services": services | {each: {**ours, "healthcheck": often} for each in HOSTS}}
-
-
-def _mounted() -> list[Path]:
-    """This machine's programs, this Python and its environment, and the checkout."""
-    system = [path for path in map(Path, ("/usr", "/lib", "/lib64", "/bin")) if path.exists()]
-    more = {Path(sys.base_prefix), Path(sys.prefix), ROOT}
-    return [*system, *(path for path in sorted(more) if not path.is_relative_to("/usr"))]
-
-
-@contextmanager
-def empty_image() -> Iterator[str]:
-    """An image with nothing in it."""
-    repository, tag = "mdevns-test-empty", uuid.uuid4().hex[:8]
-    name, empty = f"{repository}:{tag}", b"\0" * 10240  # a tar archive's end, and nothing before
-    with docker_client() as client:
-        client.api.import_image_from_data(empty, repository=repository, tag=tag)
-        try:
-            yield name
-        finally:
-            client.images.remove(name)
 
 
 @contextmanager

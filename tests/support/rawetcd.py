@@ -51,11 +51,11 @@ def put(endpoint: str, key: bytes, value: bytes) -> None:
         etcdrpc.KVStub(channel).Put(request, timeout=DEADLINE)
 
 
-def revision(endpoint: str) -> int:
-    """Its newest revision."""
+def revision(endpoint: str, deadline: float = DEADLINE) -> int:
+    """Its newest revision, as a majority knows it."""
     with _channel(endpoint) as channel:
         request = etcdrpc.RangeRequest(key=b"x", count_only=True)
-        return int(etcdrpc.KVStub(channel).Range(request, timeout=DEADLINE).header.revision)
+        return int(etcdrpc.KVStub(channel).Range(request, timeout=deadline).header.revision)
 
 
 def defragment(endpoint: str) -> None:

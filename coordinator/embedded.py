@@ -179,8 +179,9 @@ class _Server:
         *,
         outlive: bool = False,
         log_stays: bool = False,
+        binary: Path | None = None,
     ) -> None:
-        self.directory, self.port = directory, port
+        self.directory, self.port, self._binary = directory, port, binary
         self.log, self.log_stays = directory / "etcd.log", log_stays
         self._flags, self._outlive = list(flags), outlive
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,7 +200,8 @@ class _Server:
     def spawn(self) -> None:
         """Start the process; `wait_ready` tells when it answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [str(find_etcd()), *self._flags, "--data-dir", str(self.directory / "data")]
+        binary = self._binary or find_etcd()
+        command = [str(binary), *self._flags, "--data-dir", str(self.directory / "data")]
         if not self._outlive:
             command = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]
         with self.log.open("ab") as log:
@@ -485,13 +487,17 @@ class EmbeddedCluster(_Home):
     their ports, which another run would not get again.
     """
 
-    def __init__(self, members: int = 3, *, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self, members: int = 3, *, extra: Sequence[str] = (), binary: Path | None = None
+    ) -> None:
+        """With a `binary` that etcd is run, else the one that is found."""
         super().__init__(None)
-        self._count, self._extra = members, extra
+        self._count, self._extra, self._binary = members, extra, binary
         self._servers: list[_Server] = []
 
     def _open(self) -> None:
-        find_etcd()
+        if self._binary is None:
+            find_etcd()
         self._make_directory()
         _on_free_ports(2 * self._count, None, self._start_on)
 
@@ -515,7 +521,7 @@ class EmbeddedCluster(_Home):
         cluster = ",".join(f"{name}=http://127.0.0.1:{peer}" for name, peer in urls)
         for name, client, peer in zip(names, clients, peers, strict=True):
             flags = _flags(name, client, peer, cluster, self._extra)
-            yield _Server(flags, self.directory / name, client)
+            yield _Server(flags, self.directory / name, client, binary=self._binary)
 
     @property
     def endpoints(self) -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -169,15 +170,37 @@ def _expanded(tellings: set[_Telling], open_: dict[int, Operation]) -> set[_Tell
     found, fresh = set(tellings), list(tellings)
     while fresh:
         telling = fresh.pop()
-        for which, operation in open_.items():
-            if which in telling.had or which in telling.tried:
-                continue
+        for which in _next(telling, open_):
+            operation = open_[which]
             for state in operation.after(telling.state):
                 following = _moment(telling, which, operation, state)
                 if following is not None and following not in found:
                     found.add(following)
                     fresh.append(following)
     return found
+
+
+def _next(telling: _Telling, open_: dict[int, Operation]) -> Iterator[int]:
+    """Who may have his moment next. Of unknown outcomes that would do the same, who ends first.
+
+    With the others more can still be told, and each would double what is to be looked at.
+    """
+    alike: dict[tuple[Kind, State, State], int] = {}
+    for which, operation in open_.items():
+        if which in telling.had or which in telling.tried:
+            continue
+        if operation.done is not None:
+            yield which
+            continue
+        what = (operation.kind, operation.holder, operation.to)
+        first = alike.setdefault(what, which)
+        if _end(operation) < _end(open_[first]):
+            alike[what] = which
+    yield from alike.values()
+
+
+def _end(operation: Operation) -> float:
+    return inf if operation.returned is None else operation.returned
 
 
 def _moment(telling: _Telling, which: int, operation: Operation, state: State) -> _Telling | None:

@@ -245,3 +245,13 @@ def test_the_checker_agrees_with_the_definition() -> None:
         assert bool(complaint) is not _can_have_been(lied), lied
         found += bool(complaint)
     assert found > 20
+
+
+def test_many_unknown_outcomes_that_are_alike_cost_no_more_than_one() -> None:
+    """A name that is asked for again and again while nobody answers is looked at all the same."""
+    tries = [take(number, None, A, done=None) for number in range(60)]
+    frees = [free(number + 0.5, None, A, done=None) for number in range(60)]
+    fine = [*tries, *frees, read(100, 101, A), read(102, 103, FREE), read(104, 105, A)]
+    assert violations(fine) == []
+    (violation,) = violations([*fine, read(106, 107, B)])
+    assert violation.might == (FREE, A)

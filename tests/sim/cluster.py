@@ -44,6 +44,9 @@ class Cluster(MemoryEtcd):
         self.requests = 0
         self.deaf: set[int] = set()  # leases that are gone and renewed with success
         self.committed: Callable[[Sequence[Any]], None] = lambda _: None
+        self.sender: tuple[str, bytes] | None = None
+        """The host whose agent sent what is applied now, and the epoch that it had then."""
+        self.wrote_epoch = b""
         self.watches: list[_SimWatch] = []
         loop.after(_TICK, self._tick)
 
@@ -88,6 +91,7 @@ class Link:
     def __init__(self, loop: SimLoop, rng: random.Random, network: float) -> None:
         self.loop, self.rng, self._network = loop, rng, network
         self.down = self.cut = 0.0
+        self.host, self.epoch = "", b""  # of an agent: its host, and the epoch that it wrote last
         self.fates: dict[int, tuple[str, float]] = {}
         self.asked: Callable[[int], None] = lambda _: None
         self.count = 0
@@ -190,10 +194,10 @@ class SimStore:
         fate, some = self._link.next_fate()
         if fate == "refused" or (self._link.is_down and self._link.rng.random() < 0.5):
             raise Unreachable("store", "it was decided so")
-        sent = self._loop.time()
+        until = self._loop.time() + self._timeout
         if fate in ("late", "doubled"):
-            self._loop.after(self._link.delay() + some, self._apply_late, what, self._cluster.id)
-        until = sent + self._timeout
+            copy = (what, self._cluster.id, self._link.epoch)
+            self._loop.after(self._link.delay() + some, self._apply_late, *copy)
         dropped = fate in ("dropped", "late")
         answer = None
         if not dropped:
@@ -206,18 +210,25 @@ class SimStore:
             raise OutcomeUnknown("store", "no answer in time")
         return self._taken(answer, must_be_ours=False)
 
-    def _apply_late(self, what: Callable[[], object], cluster: int) -> None:
+    def _apply_late(self, what: Callable[[], object], cluster: int, epoch: bytes) -> None:
         if cluster == self._cluster.id:  # else its server is no more
-            self._applied(what)
+            self._applied(what, epoch)
 
-    def _applied(self, what: Callable[[], T]) -> tuple[T | None, Exception | None, int, int]:
-        cluster = self._cluster
+    def _applied(
+        self, what: Callable[[], T], epoch: bytes
+    ) -> tuple[T | None, Exception | None, int, int]:
+        cluster, link = self._cluster, self._link
         cluster.advance(self._loop.time() - cluster.now)
         cluster.requests += 1
+        cluster.sender = (link.host, epoch) if link.host else None
         try:
             result, error = what(), None
         except MdevnsError as refused:
             result, error = None, refused
+        finally:
+            if cluster.wrote_epoch:
+                link.epoch, cluster.wrote_epoch = cluster.wrote_epoch, b""
+            cluster.sender = None
         return result, error, cluster.id, cluster.revision
 
     async def _ask(
@@ -227,7 +238,7 @@ class SimStore:
         link, floor = self._link, self.history.revision
         done = self._loop.create_future()
         if not link.is_down:
-            sent = (what, self._cluster.id, floor)
+            sent = (what, self._cluster.id, floor, link.epoch)
             self._loop.after(link.delay() + slow, self._arrive, sent, done, lost)
         handle = self._loop.call_at(until, _give_up, done)
         answer = await done
@@ -236,14 +247,14 @@ class SimStore:
 
     def _arrive(
         self,
-        sent: tuple[Callable[[], T], int, int],
+        sent: tuple[Callable[[], T], int, int, bytes],
         done: asyncio.Future[Any],
         lost: bool,  # noqa: FBT001
     ) -> None:
-        what, to, floor = sent
+        what, to, floor, epoch = sent
         if self._link.is_down or to != self._cluster.id:  # or its server is no more
             return
-        answer = (*self._applied(what), floor)
+        answer = (*self._applied(what, epoch), floor)
         if not lost:
             self._loop.after(self._link.delay(), self._answer, done, answer)
 

@@ -92,7 +92,7 @@ class Host:
         setting, world = self.world.setting, self.world
         link = self.link = Link(self.loop, self.rng, setting.network)
         link.fates, link.count, link.down = self.fates, self.counts["store"], self.down
-        link.asked = self._asked
+        link.asked, link.host = self._asked, self.name
         notes = Notes(MemoryJournal(self.disk))  # type: ignore[arg-type]  # held to the real one's contract
         bus = SimBus(self.kernel, self._watch)
         workers = Workers(
@@ -209,7 +209,7 @@ class Host:
             self.agent.doomed = (steps, lambda: self.kill(restart))
 
     def stall(self) -> float:
-        """Seconds between a worker's last check and its write."""
+        """Seconds before a worker's check of its order, or between its last check and its write."""
         self.counts["stall"] += 1
         return self.stalls.get(self.counts["stall"], self.rng.random() * _STALL)
 
@@ -222,6 +222,8 @@ class Host:
     def wrote(self, worker: SimWorker, write: str, name: str, record: DeviceRecord | None) -> None:
         """A worker is about to write to the kernel."""
         self.world.counts["kernel writes"] += 1
+        if worker.checked >= self.locks.since and worker.generation != self.locks.generation:
+            self.world.broken(f"{write} of {name} on {self.name} is of an enrolment that is over")
         if write == "remove" and record is not None:
             self.world.invariants.removed(self.name, name, record, worker)
 

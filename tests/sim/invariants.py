@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Invariants"]
 
+_DURING_HOLD = (ClaimState.ACTIVE, ClaimState.DEFINED)
 _DURABLE = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
 _claim = msgspec.json.Decoder(ClaimValue).decode
 _name = msgspec.json.Decoder(NameValue).decode
@@ -51,6 +52,10 @@ class Invariants:
         self.evicted: dict[str, float] = {}
         self.restored = -1.0
         self.was_active: set[tuple[str, str]] = set()  # name and request
+        self.answered: set[tuple[str, str]] = set()
+        """Names and requests that were answered for good: nothing takes the name for them again."""
+        self._held = False
+        self._lost: dict[tuple[str, str], int] = {}  # what a restore forgot: the device's token
 
     def broken(self, what: str) -> None:
         """A promise was broken."""
@@ -71,11 +76,14 @@ class Invariants:
                     self._put_name(name, kv)
                     touched[name] = None
                 case ["hosts", host, "claims", name]:
+                    self._check_sender(host, name, kv)
                     if self._put_claim(host, name, kv):
                         freed.append((host, name))
                     touched[name] = None
                 case ["hosts", host, "epoch"]:
                     self._put_epoch(host, kv)
+                case ["hold"]:
+                    self._held = kv is not None
                 case ["hosts", host, "session"]:
                     (self.sessions.discard if kv is None else self.sessions.add)(host)
         for name in touched:
@@ -83,11 +91,27 @@ class Invariants:
         for host, name in freed:
             self._check_freed(host, name)
 
+    def _check_sender(self, host: str, name: str, kv: KeyValue | None) -> None:
+        """An agent that was fenced writes nothing, and during a hold nobody gives up or begins."""
+        sender = self._cluster.sender
+        if sender is None:
+            return
+        if sender != (host, self.epochs.get(host)):
+            self.broken(f"{name} was moved on {host} by an agent that was fenced")
+        if self._held and (kv is None or _claim(kv.value).state not in _DURING_HOLD):
+            self.broken(f"{name} was moved on {host} while the store is held")
+
     def _put_name(self, name: str, kv: KeyValue | None) -> None:
         if kv is None:
             self.names.pop(name, None)
-        else:
-            self.names[name] = (kv, _name(kv.value))
+            return
+        value = _name(kv.value)
+        taken = name not in self.names and self._cluster.sender is None
+        if taken and (name, value.request) in self.answered:
+            self.broken(f"{name} was taken for {value.request}, which was answered before")
+        self.names[name] = (kv, value)
+        for key in [key for key in self._lost if key[1] == name and key[0] != value.host]:
+            del self._lost[key]  # somebody else was faster
 
     def _put_claim(self, host: str, name: str, kv: KeyValue | None) -> bool:
         """Take note; whether it was durable and is not any more."""
@@ -99,9 +123,17 @@ class Invariants:
         value = _claim(kv.value)
         self.claims[host, name] = (kv, value)
         if value.state is ClaimState.ACTIVE:
+            if before is None:
+                self._check_recalled(host, name, value)
             self._own(host, name)
             self.was_active.add((name, value.request))
         return was_durable and value.state not in _DURABLE
+
+    def _check_recalled(self, host: str, name: str, value: ClaimValue) -> None:
+        """What a restored store has lost is put back as it was, not as somebody else's device."""
+        lost, device = self._lost.pop((host, name), None), self.ours(host, name)
+        if value.adopted and device is not None and device["token"] == lost:
+            self.broken(f"{name} on {host} was lost by a restore, and adopted instead of recalled")
 
     def _own(self, host: str, name: str) -> None:
         record = self._hosts[host].kernel.device(name)
@@ -113,6 +145,8 @@ class Invariants:
         if kv is None:
             self.epochs.pop(host, None)
             return
+        if self._cluster.sender is not None:
+            self._cluster.wrote_epoch = kv.value
         if kv.value.startswith(b"evict"):
             self.evicted[host] = self._cluster.now
             self.counts["evicted"] += 1
@@ -154,6 +188,14 @@ class Invariants:
     def restore(self) -> None:
         """The store was set back: what stands is what it has now."""
         self.restored = self._cluster.now
+        for (host, name), (_, value) in self.claims.items():
+            device = self.ours(host, name)
+            if self._cluster._keys.get(self._keys.name(name)) is not None:
+                continue
+            is_plain = value.state is ClaimState.ACTIVE and not value.adopted and not value.attrs
+            if device is not None and is_plain:
+                self._lost[host, name] = device["token"]
+        self._held = False
         self.names.clear()
         self.claims.clear()
         self.epochs.clear()
@@ -161,10 +203,9 @@ class Invariants:
         for kv in self._cluster._keys:
             match kv.key[len(self._keys.root) :].split("/"):
                 case ["names", name]:
-                    self._put_name(name, kv)
+                    self.names[name] = (kv, _name(kv.value))
                 case ["hosts", host, "claims", name]:
-                    value = _claim(kv.value)
-                    self.claims[host, name] = (kv, value)
+                    self.claims[host, name] = (kv, _claim(kv.value))
                 case ["hosts", host, "epoch"]:
                     self.epochs[host] = kv.value
                 case ["hosts", host, "session"]:

@@ -49,7 +49,7 @@ class Locks:
 
     def __init__(self, rng: random.Random, time: Callable[[], float]) -> None:
         self._rng, self._time = rng, time
-        self.generation = 0
+        self.generation, self.since = 0, 0.0
         self.begun: dict[int, float] = {}
         self.held: dict[str, SimWorker] = {}
         self.workers: list[SimWorker] = []
@@ -72,7 +72,7 @@ class Locks:
     def renew(self) -> int:
         """A new generation."""
         self.generation = self._rng.getrandbits(48) + 1
-        self.begun[self.generation] = self._time()
+        self.since = self.begun[self.generation] = self._time()
         return self.generation
 
     def revoke(self, number: int) -> None:
@@ -121,6 +121,7 @@ class SimWorker:
         self.resting: Any = self._loop.call_soon(_nothing)
         self.is_asked = False
         self.boot_id: str = host.kernel.state["boot_id"]
+        self.generation = 0
         self.enrolling = self.checked = 0.0
         """When the generation of its order was begun, and when the gate was passed last."""
         self._given_up = self._gone = False
@@ -218,8 +219,9 @@ class SimWorker:
 
     async def _carry_out(self, order: OrderMessage) -> dict[str, Any]:
         host = self._host
-        self.enrolling = host.locks.begun.get(order["generation"], 0.0)
-        await asyncio.sleep(host.rng.random() * _PIPE)
+        self.generation = order["generation"]
+        self.enrolling = host.locks.begun.get(self.generation, 0.0)
+        await asyncio.sleep(host.stall())
         host.worked()
         bus = SimBus(host.kernel)
         bus.wrote = lambda write, name, record: host.wrote(self, write, name, record)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING
 
 from coordinator import creating, defining, evicting, operating, reserving
 from coordinator.client import Client, Result
 from coordinator.creating import Ask
-from coordinator.errors import MdevnsError
+from coordinator.errors import MdevnsError, OutcomeUnknown
 from coordinator.model import Name, Wish
 from tests.sim.cluster import Link, SimStore
 from tests.sim.host import SimClock
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 __all__ = ["Operator", "name_of"]
+
+_TAKES = ("create", "reserve", "define")
 
 
 def name_of(number: int) -> Name:
@@ -54,32 +57,46 @@ class Operator:
             random.Random(f"{world.seed}/o{self.number}/client"),
             patience=world.setting.patience,
         )
-        try:
-            for result in await self._ask(client):
-                self._judge(result)
-        except MdevnsError as error:
-            world.answered(self.event.kind, error)
-        except Exception as error:  # noqa: BLE001 - a defect, whatever it is
-            world.broken(f"{self.event} died of {error!r}")
+        for step, kind in enumerate(self.event.kind.split("+")):
+            await self._one(client, kind, f"r{self.number}.{step}")
+            await asyncio.sleep(world.setting.network * 10 * self.link.rng.random())
         await client.close()
         self.done = True
         world.cluster.forget(self.link)
 
-    def _judge(self, result: Result) -> None:
+    async def _one(self, client: Client, kind: str, request: str) -> None:
+        """One step of what it asks."""
         world = self.world
-        world.answered(self.event.kind, result.error)
-        made = result.error is None and self.event.kind == "create"
-        if made and (result.name, f"r{self.number}") not in world.invariants.was_active:
-            world.broken(f"{self.event} was answered, and {result.name} was never active")
+        try:
+            for result in await self._ask(client, kind, request):
+                self._judge(kind, request, result)
+        except MdevnsError as error:
+            world.answered(kind, error)
+            if kind in _TAKES and not isinstance(error, OutcomeUnknown):
+                names = map(name_of, self.event.args[0])
+                world.invariants.answered |= {(name, request) for name in names}
+        except Exception as error:  # noqa: BLE001 - a defect, whatever it is
+            world.broken(f"{self.event} died of {error!r}")
 
-    async def _ask(self, client: Client) -> list[Result]:  # noqa: PLR0911 - one line a request
+    def _judge(self, kind: str, request: str, result: Result) -> None:
+        world = self.world
+        world.answered(kind, result.error)
+        key = (result.name, request)
+        if kind == "create" and result.error is None and key not in world.invariants.was_active:
+            world.broken(f"{self.event} was answered, and {result.name} was never active")
+        if kind in _TAKES and not isinstance(result.error, OutcomeUnknown):
+            world.invariants.answered.add(key)
+
+    async def _ask(  # noqa: PLR0911 - one line a request
+        self, client: Client, kind: str, request: str
+    ) -> list[Result]:
         numbers, host, parent, style = self.event.args
-        names, request = [name_of(n) for n in numbers], f"r{self.number}"
+        names = [name_of(n) for n in numbers]
         hosts = list(self.world.hosts)
         where = hosts[host] if 0 <= host < len(hosts) else None
-        match self.event.kind:
+        match kind:
             case "create":
-                asks = [self._ask_for(n, where, parent, style) for n in names]
+                asks = [self._ask_for(n, request, where, parent, style) for n in names]
                 return await creating.create(client, asks, ttl=3)
             case "remove":
                 return await operating.remove(client, names, force="x" in style)
@@ -110,10 +127,12 @@ class Operator:
         host, definitions = self.event.args[1], self.event.args[3] == "d"
         await evicting.evict(client, f"h{host}", reason="sim", definitions=definitions)
 
-    def _ask_for(self, name: Name, host: str | None, parent: int, style: str) -> Ask:
+    def _ask_for(
+        self, name: Name, request: str, host: str | None, parent: int, style: str
+    ) -> Ask:
         return Ask(
             name=name,
-            request=f"r{self.number}",
+            request=request,
             type="large" if int(name[-1], 16) % 4 == 3 else "small",
             host=host,
             parent=self._parent(parent) if host is not None and parent >= 0 else None,

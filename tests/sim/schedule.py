@@ -45,19 +45,28 @@ FAULTS: dict[str, tuple[float, float]] = {
     "restore": (0.25, 1.0),  # the store is set back to an older snapshot
     "quit": (0.3, 3.0),  # an operator's process is killed
 }
+# What an operator asks for, one step after the other; the weight is how often.
 _REQUESTS = {
-    "create": 10,
-    "remove": 6,
-    "stop": 2,
+    "create": 5,
+    "create+remove": 10,
+    "create+remove+create": 4,
+    "create+stop+start": 3,
+    "create+stop+start+remove": 3,
+    "create+stop+move+start": 4,
+    "create+create+remove": 1,
+    "create+stop+undefine": 2,
+    "define+start+remove": 3,
+    "define+move+start+stop": 2,
+    "reserve+create+remove": 3,
+    "reserve+renew+release": 2,
+    "reserve+release": 1,
+    "remove": 5,
+    "remove+create": 3,
+    "stop+move": 2,
     "start": 2,
-    "undefine": 1,
-    "define": 2,
-    "move": 2,
-    "reserve": 2,
-    "renew": 1,
-    "release": 1,
     "forget": 0.2,
 }
+_BULK = {"create", "remove"}
 FATES = ("lost", "dropped", "late", "doubled", "refused", "slow")
 
 
@@ -145,17 +154,18 @@ def generate(seed: int) -> Schedule:
 def _requests(rng: random.Random, setting: Setting) -> list[Event]:
     """What operators ask, in bursts on few names, so that they meet."""
     events = []
-    for _ in range(rng.randint(14, 30)):
+    for _ in range(rng.randint(6, 14)):
         (kind,) = rng.choices(list(_REQUESTS), list(_REQUESTS.values()))
         at = round(0.5 + rng.random() ** 1.5 * (setting.horizon - 1.0), 3)
-        many = rng.choice((1, 1, 1, 2, 4)) if kind in ("create", "remove", "reserve") else 1
+        many = rng.choice((1, 1, 1, 2, 4)) if set(kind.split("+")) <= _BULK else 1
         names = sorted({rng.randrange(setting.names) for _ in range(many)})
         host = rng.randrange(setting.hosts) if rng.random() < 0.6 else -1
         parent = rng.randrange(setting.parents) if host >= 0 and rng.random() < 0.5 else -1
-        style = rng.choice(("", "", "p", "pa")) + ("x" if rng.random() < 0.3 else "")
+        kept = ("p", "pa") if "stop" in kind or "start" in kind else ("", "", "p", "pa")
+        style = rng.choice(kept) + ("x" if rng.random() < 0.3 else "")
         events.append(Event(kind, at, (names, host, parent, style)))
         if rng.random() < 0.25:  # somebody else asks for the same at the same time
-            other = rng.randrange(setting.hosts)
+            other = rng.randrange(-1, setting.hosts)
             again = round(at + rng.random() * 0.05, 3)
             events.append(Event(kind, again, (names, other, -1, style)))
     return events
@@ -180,8 +190,8 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
     some = round(rng.random() ** 2 * 8.0, 3)  # seconds
     match kind:
         case "fate":
-            who = host if rng.random() < 0.6 else -1 - rng.randrange(30)
-            most = 120 if who >= 0 else 12
+            who = host if rng.random() < 0.6 else -1 - rng.randrange(14)
+            most = 80 if who >= 0 else 25
             return (who, int(rng.random() ** 1.5 * most), rng.choice(FATES), some)
         case "kill":
             what = rng.choice(("store", "store", "write"))
@@ -215,6 +225,6 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
         case "restore":
             return (some, some / 4)
         case "quit":
-            return (rng.randrange(30), rng.randrange(40))
+            return (rng.randrange(14), rng.randrange(60))
         case _:
             return (some,) if kind in ("full",) else (host,)

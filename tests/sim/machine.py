@@ -78,7 +78,7 @@ class Locks:
     def revoke(self, number: int) -> None:
         """End one."""
         if self.generation == number:
-            self.generation = 0
+            self.generation, self.since = 0, self._time()
 
 
 class _Gate:

@@ -146,11 +146,29 @@ class World:
             and self.invariants.epochs.get(host) != self._restored.get(host)
             for host in self.hosts
         )
-        if back and not self._in_flight() and not self._unclaimed():
+        if back and not self._in_flight() and not self._unclaimed() and not self._usurped():
             self.noted("the hold is lifted")
             self.cluster.txn(Txn(success=(Delete(self.keys.hold),)))
         else:
             self.loop.after(1.0, self._finish)
+
+    def _usurped(self) -> bool:
+        """Free the names whose device is elsewhere than the restored store says.
+
+        A conflict may stay where both have a device. Where its holder has none, the holder
+        would make a second one as soon as the hold is lifted. Whether there were any.
+        """
+        found = False
+        for (host, name), (kv, _) in list(self.invariants.claims.items()):
+            if self.hosts[host].kernel.device(name) is not None:
+                continue
+            if any(self.hosts[other].kernel.device(name) for other in self.hosts):
+                found = True
+                self.counts["holders without a device that gave way after a restore"] += 1
+                self.noted(f"{name} is taken from {host}, whose device is elsewhere")
+                key = self.keys.name(name)
+                self.cluster.txn(Txn(success=(Delete(key), Delete(kv.key))))
+        return found
 
     def _in_flight(self) -> list[str]:
         return [f"{host.name}: {name}" for host in self.hosts.values() for name in host.locks.held]

@@ -8,6 +8,11 @@ MAKEFLAGS += --no-print-directory
 
 # The Python that .venv is made from.
 PYTHON ?= python3
+# How many schedules `make sim` plays, and how many at a time.
+RUNS ?= 2000
+JOBS ?= 1
+SEED ?=
+LOG ?=
 # KEEP=1 leaves the demo's cluster running.
 KEEP ?=
 
@@ -15,7 +20,7 @@ MADE := .venv/made
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv check clean constraints demo help kernel lab man pictures test
+.PHONY: .venv check clean constraints demo help kernel lab man pictures sim test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +52,10 @@ lab: $(MADE)  ## the same on real kernels, in QEMU guests
 	beside=
 	cat "$$said"
 	exit $$failed
+
+# RUNS schedules of fresh seeds, JOBS at a time; or one seed, or a file of schedules, again.
+sim: $(MADE)  ## search by simulation (RUNS=2000 JOBS=1), or play again: SEED=… (LOG=1 says all)
+	@.venv/bin/python -m tests.sim $(if $(SEED),--seed $(SEED),--runs $(RUNS) --jobs $(JOBS)) $(if $(LOG),--log)
 
 check: $(MADE)  ## ruff and mypy --strict over everything
 	@.venv/bin/ruff check

@@ -85,6 +85,8 @@ def _not_begun(why: str) -> Answer:
 class Worker(Protocol):
     """The agent's end of one process that carries out orders, one at a time."""
 
+    pid: int
+    """Its process."""
     ended: asyncio.Future[None]
     """Done when it has ended and its last word was read."""
     resting: asyncio.Handle

@@ -1,8 +1,8 @@
 """Search by simulation, or play one schedule again.
 
-    python -m tests.sim [--runs N] [--jobs N] [--first SEED]
-    python -m tests.sim --seed SEED [--log]
-    python -m tests.sim --file FILE [--log]
+python -m tests.sim [--runs N] [--jobs N] [--first SEED]
+python -m tests.sim --seed SEED [--log]
+python -m tests.sim --file FILE [--log]
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def _search(first: int, runs: int, jobs: int) -> int:
 
 def _summaries(first: int, runs: int, jobs: int) -> Iterator[Summary]:
     """Chunk by chunk; each in a process that is young, so that memory is bounded."""
-    chunks = [(seed, min(_CHUNK, first + runs - seed)) for seed in range(first, first + runs, _CHUNK)]
+    chunks = [
+        (seed, min(_CHUNK, first + runs - seed)) for seed in range(first, first + runs, _CHUNK)
+    ]
     if jobs == 1:
         for chunk in chunks:
             yield search_seeds(*chunk)

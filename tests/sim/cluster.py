@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from coordinator.errors import MdevnsError, OutcomeUnknown, Unreachable
 from coordinator.history import History
@@ -79,7 +79,6 @@ class Cluster(MemoryEtcd):
         for watch in self.watches:
             watch.stir(None)
 
-
     def forget(self, link: Link) -> None:
         """A process is gone, and with it its streams."""
         self.watches = [watch for watch in self.watches if watch.link is not link]
@@ -121,13 +120,12 @@ class SimStore:
         self._cluster, self._link, self._timeout = cluster, link, timeout
         self._loop = link.loop
         self.history = History()
-        self.heard: Callable[[Txn, Any, bool], None] | None = None
 
     async def txn(self, txn: Txn) -> TxnResult:
         """As `Store.txn`."""
         cluster = self._cluster
         if may_write(txn):
-            return await self._write(lambda: cluster.txn(txn), txn)
+            return await self._write(lambda: cluster.txn(txn))
         return await self._read(lambda: cluster.txn(txn))
 
     async def range(self, request: Range) -> RangeResult:
@@ -144,7 +142,7 @@ class SimStore:
 
     async def revoke(self, lease: int) -> None:
         """As `Store.revoke`."""
-        await self._write(lambda: self._cluster.expire(lease), None)
+        await self._write(lambda: self._cluster.expire(lease))
 
     @asynccontextmanager
     async def watch(
@@ -182,14 +180,15 @@ class SimStore:
             if fate == "refused":
                 raise Unreachable("store", "it was decided so")
             lost = fate in ("lost", "dropped", "late", "doubled")
-            answer, _ = await self._ask(what, some if fate == "slow" else 0.0, lost, until)
+            slow = some if fate == "slow" else 0.0
+            answer = await self._ask(what, until, slow=slow, lost=lost)
             if answer is not None:
-                return self._taken(answer, must_be_ours=True)
+                return cast("T", self._taken(answer, must_be_ours=True))
             if self._loop.time() + _AGAIN >= until:
                 raise Unreachable("store", "no answer in time")
-            await asyncio.sleep(_AGAIN)
+            await self._loop.pass_time(_AGAIN)
 
-    async def _write(self, what: Callable[[], T], txn: Txn | None) -> T:
+    async def _write(self, what: Callable[[], T]) -> T:
         self.history.check()
         fate, some = self._link.next_fate()
         if fate == "refused" or (self._link.is_down and self._link.rng.random() < 0.5):
@@ -203,12 +202,12 @@ class SimStore:
         if not dropped:
             delay = some if fate == "slow" else 0.0
             lost = fate in ("lost", "doubled")
-            answer, _ = await self._ask(what, delay, lost, until)
+            answer = await self._ask(what, until, slow=delay, lost=lost)
         else:
-            await asyncio.sleep(min(self._timeout, 0.3))
+            await self._loop.pass_time(min(self._timeout, 0.3))
         if answer is None:
             raise OutcomeUnknown("store", "no answer in time")
-        return self._taken(answer, must_be_ours=False)
+        return cast("T", self._taken(answer, must_be_ours=False))
 
     def _apply_late(self, what: Callable[[], object], cluster: int, epoch: bytes) -> None:
         if cluster == self._cluster.id:  # else its server is no more
@@ -232,8 +231,13 @@ class SimStore:
         return result, error, cluster.id, cluster.revision
 
     async def _ask(
-        self, what: Callable[[], T], slow: float, lost: bool, until: float  # noqa: FBT001
-    ) -> tuple[tuple[T | None, Exception | None, int, int, int] | None, float]:
+        self,
+        what: Callable[[], T],
+        until: float,
+        *,
+        slow: float,
+        lost: bool,
+    ) -> tuple[T | None, Exception | None, int, int, int] | None:
         """Send it; None: no answer came."""
         link, floor = self._link, self.history.revision
         done = self._loop.create_future()
@@ -243,7 +247,7 @@ class SimStore:
         handle = self._loop.call_at(until, _give_up, done)
         answer = await done
         handle.cancel()
-        return answer, 0.0
+        return answer  # type: ignore[no-any-return]  # as _arrive has made it
 
     def _arrive(
         self,
@@ -262,7 +266,9 @@ class SimStore:
         if not done.done() and not self._link.is_down:
             done.set_result(answer)
 
-    def _taken(self, answer: tuple[Any, Exception | None, int, int, int], *, must_be_ours: bool) -> Any:
+    def _taken(
+        self, answer: tuple[Any, Exception | None, int, int, int], *, must_be_ours: bool
+    ) -> Any:
         result, error, cluster, revision, floor = answer
         if error is not None:
             raise error

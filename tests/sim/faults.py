@@ -112,7 +112,7 @@ class Faults:
             self._loop.after(8.0, target.boot)
         else:
             target.cut_off(self._loop.time() + 6.0)
-        args = ([], int(target.name[1:]), -1, "d" if definitions else "")
+        args: tuple[object, ...] = ([], int(target.name[1:]), -1, "d" if definitions else "")
         for tries in range(3):
             self._loop.after(1.0 + 2.5 * tries, self._expel, Event("expel", 0.0, args))
 
@@ -257,5 +257,3 @@ class Faults:
             kernel.let_go(name)
         host.boot()
         self._loop.after(1.0, host.start)
-
-

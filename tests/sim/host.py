@@ -19,6 +19,8 @@ from tests.sim.loop import Process
 from tests.sim.machine import Locks, SimMachine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.simulated_kernel import DeviceRecord
     from coordinator.model import Name
     from tests.sim.machine import SimWorker
@@ -34,14 +36,14 @@ _STALL = 3e-4  # seconds between a worker's last check and its write, at most
 class SimClock:
     """A host's clocks (`coordinator.clock.Clock`): one counts from its boot, one may jump."""
 
-    def __init__(self, time: Any) -> None:
+    def __init__(self, time: Callable[[], float]) -> None:
         self._time = time
         self.offset = time() - 3.0
         self.jump = 0.0
 
     def boottime(self) -> float:
         """Seconds since the boot."""
-        return float(self._time()) - self.offset
+        return self._time() - self.offset
 
     def now(self) -> str:
         """The time of day."""
@@ -73,7 +75,7 @@ class Host:
         self.counts = {"store": 0, "write": 0, "stall": 0}
         self.powered, self.lease_was_lost = True, False
         self.deaf_until = self.down = 0.0
-        self.lives = 0
+        self.lives = self._pids = 0
         self._running: Agent | None = None
         self._watchers: dict[int, SimWatcher] = {}
         self._fds = 0
@@ -197,6 +199,11 @@ class Host:
         self.counts["store"] = number + 1
         self._tick("store", number)
 
+    def pid(self) -> int:
+        """A number for a process."""
+        self._pids += 1
+        return self._pids
+
     def worked(self) -> None:
         """A worker begins or ends an order."""
         self.counts["write"] += 1
@@ -253,5 +260,3 @@ class Host:
 
     def _unwatch(self, watcher: SimWatcher) -> None:
         self._watchers.pop(watcher.fileno(), None)
-
-

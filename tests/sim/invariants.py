@@ -20,7 +20,7 @@ from coordinator.model import ClaimValue, NameValue
 from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agent.simulated_kernel import DeviceRecord
     from coordinator.keys import Keys
@@ -39,7 +39,11 @@ _name = msgspec.json.Decoder(NameValue).decode
 class Invariants:
     """What stands, and what was broken."""
 
-    def __init__(self, cluster: Cluster, keys: Keys, hosts: dict[str, Any]) -> None:
+    def __init__(
+        self, cluster: Cluster, keys: Keys, hosts: dict[str, Any], halt: Callable[[], None]
+    ) -> None:
+        """`halt` is called when a promise was broken."""
+        self._halt = halt
         self._cluster, self._keys, self._hosts = cluster, keys, hosts
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -60,6 +64,7 @@ class Invariants:
     def broken(self, what: str) -> None:
         """A promise was broken."""
         self.violations.append(what)
+        self._halt()
 
     # What was committed.
 

@@ -31,9 +31,12 @@ class Kernel:
     `changed` is called with the names of which something was shown, for whoever listens.
     """
 
-    def __init__(self, number: int, parents: int, capacity: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, number: int, parents: int, capacity: int, clock: Callable[[], float]
+    ) -> None:
         self._clock = clock
-        self.number, self.changed = number, _nobody
+        self.number = number
+        self.changed: Callable[[frozenset[Name]], None] = _nobody
         types = {"small": capacity, "large": max(1, capacity // 2)}
         self.state: State = {
             "seed": str(number),

@@ -87,7 +87,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.world = Process("world")
         self._outside = copy_context()
         self._outside.run(_PROCESS.set, self.world)
-        self.over = False
+        self.over = self.halted = False
         self.handles = 0
         self.defects: list[str] = []
 
@@ -118,13 +118,21 @@ class SimLoop(asyncio.AbstractEventLoop):
         return handle
 
     def call_later(  # type: ignore[override]  # as call_soon
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
     ) -> Handle:
         """Call it in `delay` seconds."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]  # as call_soon
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
     ) -> Handle:
         """Call it at a time."""
         handle = Handle(callback, args, context or copy_context(), when)
@@ -133,7 +141,11 @@ class SimLoop(asyncio.AbstractEventLoop):
         return handle
 
     def create_task(  # type: ignore[override]  # no factories
-        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
     ) -> asyncio.Task[T]:
         """Begin a task of the process at hand; it is kept until all is over.
 
@@ -170,7 +182,14 @@ class SimLoop(asyncio.AbstractEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What nobody has caught is a defect, as long as the world lasts."""
         if not self.over:
+            self.halted = True
             self.defects.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let virtual time pass for a task; costs none."""
+        passed = self.create_future()
+        self.call_later(seconds, _set, passed)
+        await passed
 
     # What the world does.
 
@@ -229,11 +248,15 @@ class SimLoop(asyncio.AbstractEventLoop):
             self._runnable.append(process)
         process.ready.append(handle)
 
-    def run(self, until: float, is_over: Callable[[], bool]) -> None:
-        """Go on until `is_over` or a time. Raises Stuck when nothing will happen any more."""
+    def run(self, until: float) -> None:
+        """Go on until a time, or until somebody sets `halted`.
+
+        Raises:
+            Stuck: nothing will happen any more.
+        """
         asyncio._set_running_loop(self)
         try:
-            while self._now < until and not is_over():
+            while self._now < until and not self.halted:
                 self._step()
         finally:
             asyncio._set_running_loop(None)
@@ -241,13 +264,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def _step(self) -> None:
         timers, runnable = self._timers, self._runnable
         while timers and timers[0][0] <= self._now:
-            handle = heappop(timers)[2]
-            if handle.callback is None:
-                continue
-            if handle.process is self.world:
-                handle.context.run(handle.callback, *handle.args)
-            else:
-                self._make_ready(handle)
+            self._due(heappop(timers)[2])
         if not runnable:
             if not timers:
                 raise Stuck
@@ -264,6 +281,14 @@ class SimLoop(asyncio.AbstractEventLoop):
             handle.context.run(handle.callback, *handle.args)
             if process.doomed is not None:
                 _age(process)
+
+    def _due(self, handle: Handle) -> None:
+        if handle.callback is None:
+            return
+        if handle.process is self.world:
+            handle.context.run(handle.callback, *handle.args)
+        else:
+            self._make_ready(handle)
 
     def end(self) -> None:
         """The world is over: nothing that still ends does anything."""
@@ -284,6 +309,11 @@ def _age(process: Process) -> None:
         die()
 
 
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _run(future: asyncio.Future[T], func: Callable[..., T], args: tuple[Any, ...]) -> None:
     if future.done():
         return
@@ -293,4 +323,3 @@ def _run(future: asyncio.Future[T], func: Callable[..., T], args: tuple[Any, ...
         future.set_exception(error)
     else:
         future.set_result(result)
-

@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from agent.simulated_kernel import COMING, GOING
+from agent.simulated_kernel import COMING
 from agent.worker import AgentGone, errno_of, writes
 from agent.workers import Answer
 from tests.sim.kernel import SimBus
@@ -20,11 +20,10 @@ from tests.sim.loop import Process
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
 
     from agent.worker import OrderMessage
     from coordinator.model import Name
-    from tests.sim.kernel import Kernel
     from tests.sim.loop import SimLoop
 
 __all__ = ["Locks", "SimMachine", "SimWorker"]
@@ -116,7 +115,8 @@ class SimWorker:
     def __init__(self, host: Any, agent: Process) -> None:
         self._host, self._agent = host, agent
         self._loop: SimLoop = host.loop
-        self.process = Process(f"{agent.name}/worker")
+        self.pid = host.pid()
+        self.process = Process(f"{agent.name}/worker{self.pid}")
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.resting: Any = self._loop.call_soon(_nothing)
         self.is_asked = False
@@ -221,21 +221,21 @@ class SimWorker:
         host = self._host
         self.generation = order["generation"]
         self.enrolling = host.locks.begun.get(self.generation, 0.0)
-        await asyncio.sleep(host.stall())
+        await self._loop.pass_time(host.stall())
         host.worked()
         bus = SimBus(host.kernel)
         bus.wrote = lambda write, name, record: host.wrote(self, write, name, record)
         steps = writes(bus, host.locks.gate(self), order, self._tell_begun, host.boottime)
         number: int | None = None
-        try:
-            while True:
+        while True:
+            try:
                 step = next(steps) if number is None else steps.send(number)
-                await asyncio.sleep(host.stall())
-                number = await self._write(bus, step, order)
-        except StopIteration as end:
-            answer: dict[str, Any] = end.value
-        host.worked()
-        return answer
+            except StopIteration as end:
+                host.worked()
+                answer: dict[str, Any] = end.value
+                return answer
+            await self._loop.pass_time(host.stall())
+            number = await self._write(bus, step, order)
 
     async def _write(self, bus: SimBus, step: Callable[[], None], order: OrderMessage) -> int:
         bus.under_way = None
@@ -252,10 +252,8 @@ class SimWorker:
             if record["phase"] != phase or kernel.state["devices"].get(name) is not record:
                 return record["errno"]
             left = record["ready"] - self._loop.time() if phase == COMING else _LOOK
-            await asyncio.sleep(min(max(left, 1e-3), _LOOK))
+            await self._loop.pass_time(min(max(left, 1e-3), _LOOK))
 
 
 def _nothing() -> None:
     """For a handle that somebody may cancel."""
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,9 @@ class Operator:
         self.world, self.number, self.event = world, number, event
         self.done = False
         self.process = Process(f"o{number}")
-        self.link = Link(world.loop, random.Random(f"{world.seed}/o{number}"), world.setting.network)
+        self.link = Link(
+            world.loop, random.Random(f"{world.seed}/o{number}"), world.setting.network
+        )
         self.link.fates = world.fates.get(number, {})
         world.loop.begin(self.process, lambda: world.loop.create_task(self._run()))
 
@@ -58,18 +59,21 @@ class Operator:
             patience=world.setting.patience,
         )
         for step, kind in enumerate(self.event.kind.split("+")):
-            await self._one(client, kind, f"r{self.number}.{step}")
-            await asyncio.sleep(world.setting.network * 10 * self.link.rng.random())
+            if not await self._one(client, kind, f"r{self.number}.{step}"):
+                break  # what comes after it makes no sense
+            await world.loop.pass_time(world.setting.network * 10 * self.link.rng.random())
         await client.close()
         self.done = True
         world.cluster.forget(self.link)
 
-    async def _one(self, client: Client, kind: str, request: str) -> None:
-        """One step of what it asks."""
+    async def _one(self, client: Client, kind: str, request: str) -> bool:
+        """One step of what it asks; whether any of it was done."""
         world = self.world
         try:
-            for result in await self._ask(client, kind, request):
+            results = await self._ask(client, kind, request)
+            for result in results:
                 self._judge(kind, request, result)
+            return any(result.error is None for result in results)
         except MdevnsError as error:
             world.answered(kind, error)
             if kind in _TAKES and not isinstance(error, OutcomeUnknown):
@@ -77,6 +81,7 @@ class Operator:
                 world.invariants.answered |= {(name, request) for name in names}
         except Exception as error:  # noqa: BLE001 - a defect, whatever it is
             world.broken(f"{self.event} died of {error!r}")
+        return False
 
     def _judge(self, kind: str, request: str, result: Result) -> None:
         world = self.world
@@ -87,7 +92,7 @@ class Operator:
         if kind in _TAKES and not isinstance(result.error, OutcomeUnknown):
             world.invariants.answered.add(key)
 
-    async def _ask(  # noqa: PLR0911 - one line a request
+    async def _ask(  # noqa: C901, PLR0911 - one line a request
         self, client: Client, kind: str, request: str
     ) -> list[Result]:
         numbers, host, parent, style = self.event.args
@@ -127,9 +132,7 @@ class Operator:
         host, definitions = self.event.args[1], self.event.args[3] == "d"
         await evicting.evict(client, f"h{host}", reason="sim", definitions=definitions)
 
-    def _ask_for(
-        self, name: Name, request: str, host: str | None, parent: int, style: str
-    ) -> Ask:
+    def _ask_for(self, name: Name, request: str, host: str | None, parent: int, style: str) -> Ask:
         return Ask(
             name=name,
             request=request,

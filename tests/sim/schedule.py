@@ -144,17 +144,19 @@ def generate(seed: int) -> Schedule:
         latency=rng.choice((0.0, 0.02, 0.2, 1.0)),
         linger=rng.choice((0.0, 0.0, 0.1)),
         network=rng.choice((0.001, 0.005, 0.05)),
-        horizon=rng.choice((8.0, 12.0, 16.0)),
+        horizon=rng.choice((5.0, 7.0, 10.0)),
         per_parent=rng.choice((1, 2, 4)),
     )
     events = [*_requests(rng, setting), *_faults(rng, setting)]
-    return Schedule(seed, setting, tuple(sorted(events, key=lambda e: (e.at, e.kind, repr(e.args)))))
+    return Schedule(
+        seed, setting, tuple(sorted(events, key=lambda e: (e.at, e.kind, repr(e.args))))
+    )
 
 
 def _requests(rng: random.Random, setting: Setting) -> list[Event]:
     """What operators ask, in bursts on few names, so that they meet."""
     events = []
-    for _ in range(rng.randint(6, 14)):
+    for _ in range(rng.randint(8, 18)):
         (kind,) = rng.choices(list(_REQUESTS), list(_REQUESTS.values()))
         at = round(0.5 + rng.random() ** 1.5 * (setting.horizon - 1.0), 3)
         many = rng.choice((1, 1, 1, 2, 4)) if set(kind.split("+")) <= _BULK else 1
@@ -173,8 +175,9 @@ def _requests(rng: random.Random, setting: Setting) -> list[Event]:
 
 def _faults(rng: random.Random, setting: Setting) -> list[Event]:
     events = []
+    heavy = rng.choice((0.25, 0.5, 1.0))
     for kind, (share, mean) in FAULTS.items():
-        if rng.random() >= share:
+        if rng.random() >= share * heavy:
             continue
         for _ in range(1 + int(rng.expovariate(1 / mean))):
             at = round(rng.uniform(0.2, setting.horizon), 3)
@@ -187,7 +190,7 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
     rng: random.Random, setting: Setting, kind: str, host: int
 ) -> tuple[Any, ...]:
     name, parent = rng.randrange(setting.names), rng.randrange(setting.parents)
-    some = round(rng.random() ** 2 * 8.0, 3)  # seconds
+    some = round(rng.random() ** 2 * 6.0, 3)  # seconds
     match kind:
         case "fate":
             who = host if rng.random() < 0.6 else -1 - rng.randrange(14)
@@ -197,7 +200,7 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
             what = rng.choice(("store", "store", "write"))
             most = 60 if what == "store" else 12
             count, steps = int(rng.random() * most), int(rng.random() ** 2 * 60)
-            return (host, what, count, steps, round(rng.random() ** 2 * 6.0, 3))
+            return (host, what, count, steps, round(rng.random() ** 3 * 5.0, 3))
         case "stall":
             return (host, rng.randrange(10), some)
         case "pause" | "freeze" | "partition" | "cut" | "blind" | "disk" | "hints":
@@ -227,4 +230,4 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
         case "quit":
             return (rng.randrange(14), rng.randrange(60))
         case _:
-            return (some,) if kind in ("full",) else (host,)
+            return (some,) if kind == "full" else (host,)

@@ -7,7 +7,6 @@ asked again until its time is over, a stream that broke goes on where it was.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -18,6 +17,7 @@ from coordinator.memory import MemoryEtcd
 from coordinator.store import Lease, WatchBatch, may_write, within
 
 if TYPE_CHECKING:
+    import asyncio
     import random
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 

@@ -58,8 +58,8 @@ class Faults:
         self._host(host).kills[what, count] = (steps, restart)
         self._counted("kill")
 
-    def stall(self, _: Event, host: int, count: int, some: float) -> None:
-        self._host(host).stalls[count] = some
+    def stall(self, _: Event, host: int, count: int, some: float, is_lost: bool) -> None:  # noqa: FBT001
+        self._host(host).stalls[count] = (some, is_lost)
         self._counted("stall")
 
     def quit(self, event: Event, number: int, steps: int) -> None:
@@ -102,7 +102,7 @@ class Faults:
                 target.kernel.unplug(parent)
                 self._loop.after(some + 2.0, target.kernel.plug, parent)
 
-    def expel(self, host: int, fenced: bool, definitions: bool) -> None:  # noqa: FBT001
+    def expel(self, host: int, fenced: bool, definitions: bool, slow: bool) -> None:  # noqa: FBT001
         """An operator evicts as soon as the host has no session; true or not."""
         target = self._host(host)
         if target.name not in self._world.invariants.epochs:
@@ -112,6 +112,8 @@ class Faults:
             self._loop.after(8.0, target.boot)
         else:
             target.cut_off(self._loop.time() + 6.0)
+        for parent in range(self._world.setting.parents if slow else 0):
+            self.slow(host, parent, 1.5)
         args: tuple[object, ...] = ([], int(target.name[1:]), -1, "d" if definitions else "")
         for tries in range(3):
             self._loop.after(1.0 + 2.5 * tries, self._expel, Event("expel", 0.0, args))
@@ -198,6 +200,21 @@ class Faults:
         if record is not None and record["phase"] == ACTIVE:
             record["held"] = True
             self._loop.after(some, kernel.let_go, name_of(name))
+
+    def caught(self, host: int, some: float, blind: bool) -> None:  # noqa: FBT001
+        target, kernel = self._host(host), self._host(host).kernel
+        for name, record in kernel.memory().devices.items():
+            if record["phase"] != ACTIVE or record["held"]:
+                continue
+            record["held"] = True
+            number = int(name[-12:], 16)
+            self._loop.after(some, kernel.let_go, name)
+            event = Event("remove", 0.0, ([number], -1, -1, "x"))
+            self._world.ask(len(self._world.operators) + 1000, event)
+            if blind:
+                self._loop.after(0.2, self.blind, host, some, False)
+            self._world.noted(f"{name} on {target.name} is in use, and to be removed by force")
+            return
 
     def slow(self, host: int, parent: int, some: float) -> None:
         kernel = self._host(host).kernel

@@ -71,7 +71,7 @@ class Host:
         self.link: Link | None = None
         self.fates: dict[int, tuple[str, float]] = {}
         self.kills: dict[tuple[str, int], tuple[int, float]] = {}
-        self.stalls: dict[int, float] = {}
+        self.stalls: dict[int, tuple[float, bool]] = {}
         self.counts = {"store": 0, "write": 0, "stall": 0}
         self.powered, self.lease_was_lost = True, False
         self.deaf_until = self.down = 0.0
@@ -218,7 +218,17 @@ class Host:
     def stall(self) -> float:
         """Seconds before a worker's check of its order, or between its last check and its write."""
         self.counts["stall"] += 1
-        return self.stalls.get(self.counts["stall"], self.rng.random() * _STALL)
+        seconds, is_lost = self.stalls.get(self.counts["stall"], (0.0, False))
+        if is_lost:  # etcd revokes the session early, and the agent enrols anew meanwhile
+            self.loop.after(0.02, self.lose_session)
+        return seconds or self.rng.random() * _STALL
+
+    def lose_session(self) -> None:
+        """Etcd revokes the session's lease before its time."""
+        kv = self.world.cluster._keys.get(self.world.keys.session(self.name))
+        if kv is not None and not self.world.calm:
+            self.lease_was_lost = True
+            self.world.cluster.expire(kv.lease)
 
     # The kernel.
 

@@ -21,9 +21,9 @@ FAULTS: dict[str, tuple[float, float]] = {
     "term": (0.15, 1.5),  # an agent, with SIGTERM
     "pause": (0.4, 2.0),  # an agent is stopped for a while
     "freeze": (0.3, 1.5),  # a whole host is, its workers too
-    "stall": (0.3, 3.0),  # a worker right before its write
+    "stall": (0.4, 4.0),  # a worker before it looks at its order, or right before its write
     "power": (0.4, 1.5),  # power loss and, later, a boot
-    "expel": (0.3, 1.5),  # an operator evicts the host as soon as it is seen as unreachable
+    "expel": (0.35, 2.0),  # an operator evicts the host as soon as it is seen as unreachable
     "partition": (0.4, 2.0),  # a host, or an operator, reaches the store no more
     "cut": (0.5, 4.0),  # a watch stream of a host
     "compact": (0.4, 3.0),
@@ -33,6 +33,7 @@ FAULTS: dict[str, tuple[float, float]] = {
     "made": (0.5, 3.0),  # a device is made by hand
     "gone": (0.4, 2.0),  # a device is removed by hand
     "held": (0.4, 3.0),  # a VM opens a device
+    "caught": (0.4, 3.0),  # the same, and an operator removes it by force; nobody sees well
     "slow": (0.4, 3.0),  # a parent's driver takes long
     "refuse": (0.4, 3.0),  # a parent's driver refuses the next create
     "attribute": (0.3, 2.0),  # writes of the attribute fail for a while
@@ -202,13 +203,13 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
             count, steps = int(rng.random() * most), int(rng.random() ** 2 * 60)
             return (host, what, count, steps, round(rng.random() ** 3 * 5.0, 3))
         case "stall":
-            return (host, rng.randrange(10), some)
+            return (host, rng.randrange(24), some, rng.random() < 0.5)
         case "pause" | "freeze" | "partition" | "cut" | "blind" | "disk" | "hints":
             return (host, some, rng.random() < 0.5)
         case "power":
             return (host, some, rng.random() < 0.3)
         case "expel":
-            return (host, rng.random() < 0.3, rng.random() < 0.5)
+            return (host, rng.random() < 0.3, rng.random() < 0.5, rng.random() < 0.5)
         case "compact":
             return (int(rng.random() ** 2 * 40),)
         case "revoke" | "deaf":
@@ -217,6 +218,8 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
             return (host, parent, name)
         case "gone" | "held":
             return (host, name, some)
+        case "caught":
+            return (host, some, rng.random() < 0.6)
         case "slow":
             return (host, parent, some)
         case "refuse":

@@ -39,7 +39,7 @@ class Cluster(MemoryEtcd):
 
     def __init__(self, loop: SimLoop) -> None:
         super().__init__()
-        self._loop = loop
+        self._loop, self.time = loop, loop.time
         self.id = 1
         self.requests = 0
         self.deaf: set[int] = set()  # leases that are gone and renewed with success
@@ -47,6 +47,8 @@ class Cluster(MemoryEtcd):
         self.sender: tuple[str, bytes] | None = None
         """The host whose agent sent what is applied now, and the epoch that it had then."""
         self.wrote_epoch = b""
+        self.is_operators = False
+        """Whether an operator sent what is applied now."""
         self.watches: list[_SimWatch] = []
         loop.after(_TICK, self._tick)
 
@@ -220,6 +222,7 @@ class SimStore:
         cluster.advance(self._loop.time() - cluster.now)
         cluster.requests += 1
         cluster.sender = (link.host, epoch) if link.host else None
+        cluster.is_operators = not link.host
         try:
             result, error = what(), None
         except MdevnsError as refused:
@@ -227,7 +230,7 @@ class SimStore:
         finally:
             if cluster.wrote_epoch:
                 link.epoch, cluster.wrote_epoch = cluster.wrote_epoch, b""
-            cluster.sender = None
+            cluster.sender, cluster.is_operators = None, False
         return result, error, cluster.id, cluster.revision
 
     async def _ask(

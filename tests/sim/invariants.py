@@ -18,6 +18,7 @@ import msgspec
 from agent.simulated_kernel import COMING, LINGERING
 from coordinator.model import ClaimValue, NameValue
 from coordinator.states import ClaimState
+from tests.sim.history import History
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,8 +59,14 @@ class Invariants:
         self.was_active: set[tuple[str, str]] = set()  # name and request
         self.answered: set[tuple[str, str]] = set()
         """Names and requests that were answered for good: nothing takes the name for them again."""
+        self.history = History(keys, cluster.time)
         self._held = False
         self._lost: dict[tuple[str, str], int] = {}  # what a restore forgot: the device's token
+
+    def check_history(self) -> None:
+        """What everybody was told of a name can have happened in one order."""
+        for untrue in self.history.check():
+            self.broken(f"told what cannot be: {untrue}")
 
     def broken(self, what: str) -> None:
         """A promise was broken."""
@@ -78,6 +85,8 @@ class Invariants:
             part = key[len(self._keys.root) :].split("/")
             match part:
                 case ["names", name]:
+                    by_operator = self._cluster.is_operators
+                    self.history.changed(name, change.before, kv, is_operators=by_operator)
                     self._put_name(name, kv)
                     touched[name] = None
                 case ["hosts", host, "claims", name]:
@@ -192,6 +201,7 @@ class Invariants:
 
     def restore(self) -> None:
         """The store was set back: what stands is what it has now."""
+        self.check_history()
         self.restored = self._cluster.now
         for (host, name), (_, value) in self.claims.items():
             device = self.ours(host, name)
@@ -215,6 +225,7 @@ class Invariants:
                     self.epochs[host] = kv.value
                 case ["hosts", host, "session"]:
                     self.sessions.add(host)
+        self.history.restart({name: kv for name, (kv, _) in self.names.items()})
 
     # What the kernels have.
 

@@ -11,6 +11,7 @@ from coordinator.creating import Ask
 from coordinator.errors import MdevnsError, OutcomeUnknown
 from coordinator.model import Name, Wish
 from tests.sim.cluster import Link, SimStore
+from tests.sim.history import Recorded
 from tests.sim.host import SimClock
 from tests.sim.kernel import ATTRIBUTE
 from tests.sim.loop import Process
@@ -58,6 +59,8 @@ class Operator:
             random.Random(f"{world.seed}/o{self.number}/client"),
             patience=world.setting.patience,
         )
+        history = world.invariants.history
+        client._commit = Recorded(client._commit, history, self.process.name)  # type: ignore[assignment]  # all that it asks of it
         for step, kind in enumerate(self.event.kind.split("+")):
             if not await self._one(client, kind, f"r{self.number}.{step}"):
                 break  # what comes after it makes no sense

@@ -207,6 +207,7 @@ class World:
             until += 2.0
             self.loop.run(until)
         if not self.loop.halted:
+            self.invariants.check_history()
             self._check()
 
     def unrest(self) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.sim.schedule import Schedule, generate
 
 KEPT = Path(__file__).parent / "kept.jsonl"
-RUNS = 400  # about 20 seconds of a core; the whole of a CI run is minutes
+RUNS = 300  # ten seconds of a core; `make sim` has as many as anybody wants
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -203,7 +203,7 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
             count, steps = int(rng.random() * most), int(rng.random() ** 2 * 60)
             return (host, what, count, steps, round(rng.random() ** 3 * 5.0, 3))
         case "stall":
-            return (host, rng.randrange(24), some, rng.random() < 0.5)
+            return (host, rng.randrange(12), some, rng.random() < 0.5)
         case "pause" | "freeze" | "partition" | "cut" | "blind" | "disk" | "hints":
             return (host, some, rng.random() < 0.5)
         case "power":

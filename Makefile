@@ -10,15 +10,20 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 # KEEP=1 leaves the demo's cluster running, and keeps the histories and logs of chaos.
 KEEP ?=
-# How long chaos lasts, and what decides it; random where nothing is named.
-MINUTES ?= 20
+# What decides chaos, or the one schedule of the simulation; random where nothing is named.
 SEED ?=
+# How long chaos lasts.
+MINUTES ?= 20
+# How many schedules the simulation plays, how many at a time, and where it logs.
+RUNS ?= 2000
+JOBS ?= 1
+LOG ?=
 
 MADE := .venv/made
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv chaos check clean constraints demo help kernel lab man pictures test
+.PHONY: .venv chaos check clean constraints demo help kernel lab man pictures sim test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +59,10 @@ lab: $(MADE)  ## the same on real kernels, in QEMU guests
 	beside=
 	cat "$$said"
 	exit $$failed
+
+# RUNS schedules of fresh seeds, JOBS at a time; or one seed, or a file of schedules, again.
+sim: $(MADE)  ## search by simulation (RUNS=2000 JOBS=1), or play again: SEED=… (LOG=1 says all)
+	@.venv/bin/python -m tests.sim $(if $(SEED),--seed $(SEED),--runs $(RUNS) --jobs $(JOBS)) $(if $(LOG),--log)
 
 check: $(MADE)  ## ruff and mypy --strict over everything
 	@.venv/bin/ruff check

@@ -231,7 +231,9 @@ class Agent:
         while not self.stop.is_set():
             self.vitals.beat()
             notifier.beat(verdict(self.vitals.facts()))
-            await unless(self.stop, asyncio.sleep(BEAT))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEAT):
+                    await self.stop.wait()
         notifier.stopping()
 
     async def _serve_once(self) -> None:

@@ -194,6 +194,27 @@ class Memory:
             "view": [],
         }
 
+    def removed(self, name: str, token: int) -> int:
+        """What a write to `remove` does; gives its errno, or 0 where the device goes.
+
+        A file that is gone answers so through a descriptor from before.
+        """
+        device = self.devices.get(name)
+        if device is None or device["token"] != token or _REMOVE not in self.view(device):
+            return errno.ENODEV
+        if device["phase"] == COMING:
+            device["removable"] = False  # deleted before it was looked at, and for good
+            return errno.EAGAIN
+        self.leave(name)
+        return 0
+
+    def configured(self, name: str, token: int, attribute: str) -> int:
+        """What a write to an attribute that can be written says; 0 where it is done."""
+        device = self.devices.get(name)
+        if device is None or device["token"] != token or _BUS not in self.view(device):
+            return errno.ENODEV
+        return self.state["failing"].get(attribute, 0)
+
     def leave(self, name: str) -> None:
         """Take a device away: its links go at once, it itself when nobody holds it."""
         device = self.devices[name]
@@ -632,27 +653,17 @@ class SimulatedKernel(SystemCalls):
         if not data or parse_number(data) == 0:
             return len(data)
         with self._entered() as memory:
+            number = memory.removed(name, token)
             device = memory.devices.get(name)
-            # A `remove` file that is gone answers so through a descriptor from before.
-            if device is None or device["token"] != token or _REMOVE not in device["view"]:
-                raise failure(errno.ENODEV)
-            is_placeholder = device["phase"] == COMING
-            if is_placeholder:
-                device["removable"] = False  # deleted before it was looked at, and for good
-            else:
-                memory.leave(name)
-        if is_placeholder:
-            raise failure(errno.EAGAIN)
-        if device["phase"] == GOING:
+        if number:
+            raise failure(number)
+        if device is not None and device["phase"] == GOING:
             self.wait_while(name, token, GOING, memory.state["boot_id"])
         return len(data)
 
     def _write_attribute(self, name: str, token: int, attribute: str, data: bytes) -> int:
         with self._entered() as memory:
-            device = memory.devices.get(name)
-            if device is None or device["token"] != token or _BUS not in device["view"]:
-                raise failure(errno.ENODEV)
-            number = memory.state["failing"].get(attribute, 0)
+            number = memory.configured(name, token, attribute)
             if number:
                 raise failure(number)
             self.tree.attribute(name, attribute).write_bytes(data)

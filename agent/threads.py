@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar, cast
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,32 +15,37 @@ __all__ = ["in_thread"]
 T = TypeVar("T")
 
 
-async def in_thread(function: Callable[..., T], *args: object) -> T:
-    """What `function` returns or raises, called in a daemon thread of its own.
+class _DaemonThreads(Executor):
+    """A daemon thread for each call.
 
     Not asyncio's own threads: whoever ends waits for those, and a file of a driver can block
     its reader for as long as it likes. A reader in state D still keeps the process there,
     until the driver returns; nothing can end that.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
 
-    def end(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return  # nobody waits any more
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast("T", result))
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        """Call `fn` in a thread. What has begun cannot be cancelled, and it begins at once."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
 
-    def call() -> None:
-        result, failure = None, None
-        try:
-            result = function(*args)
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            failure = error
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(end, result, failure)
+        def call() -> None:
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
-    threading.Thread(target=call, daemon=True).start()
-    return await done
+        threading.Thread(target=call, daemon=True).start()
+        return future
+
+
+_THREADS = _DaemonThreads()
+
+
+async def in_thread(function: Callable[..., T], *args: object) -> T:
+    """What `function` returns or raises, called in a daemon thread of its own.
+
+    The loop is asked to do it, so that one with a time of its own can call it in its own way.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, function, *args)

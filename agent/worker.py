@@ -27,8 +27,9 @@ from agent.locks import Generation, NameLock
 
 TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypedDict
+    from collections.abc import Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Protocol, TypedDict
 
     from agent.bus import Bus
 
@@ -42,6 +43,21 @@ if TYPE_CHECKING:
         parent: str
         type: str
         attrs: list[tuple[str, str]]
+
+    class Lock(Protocol):
+        """A write is under way, until it is released."""
+
+        def release(self) -> None: ...
+
+    class Gate(Protocol):
+        """Whose orders may be begun, and which names have a write under way."""
+
+        def in_force(self, number: int, /) -> AbstractContextManager[bool]: ...
+
+        def take(self, name: str, /) -> Lock | None: ...
+
+    Writes = Generator[Callable[[], None], int, "AnswerMessage"]
+    """Writes to the kernel, each to be done when it is given; takes the errno, or 0."""
 
     class BeginningMessage(TypedDict):
         """What it is told before each write."""
@@ -59,64 +75,103 @@ if TYPE_CHECKING:
         seconds: float
 
 
-__all__ = ["AgentGone", "carry_out", "main"]
+__all__ = ["AgentGone", "carry_out", "errno_of", "main", "writes"]
 
 
 class AgentGone(Exception):
     """Nobody reads the answers any more: nothing is begun."""
 
 
+class _Locks:
+    """The gate that all processes of the host share: lock files in the run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self.in_force = Generation(run_dir).in_force
+
+    def take(self, name: str) -> NameLock | None:
+        return NameLock.take(self._run_dir, name)
+
+
 def carry_out(
     bus: Bus, run_dir: Path, order: OrderMessage, tell_begun: Callable[[], None]
 ) -> AnswerMessage:
-    """Carry out an order, or say why it will never begin.
+    """Carry out an order, or say why it will never begin; see `writes`."""
+    steps, number = writes(bus, _Locks(run_dir), order, tell_begun, boottime), None
+    while True:
+        try:
+            step = next(steps) if number is None else steps.send(number)
+        except StopIteration as end:
+            answer: AnswerMessage = end.value
+            return answer
+        number = errno_of(step)
+
+
+def boottime() -> float:
+    """Seconds of CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def writes(
+    bus: Bus,
+    gate: Gate,
+    order: OrderMessage,
+    tell_begun: Callable[[], None],
+    clock: Callable[[], float],
+) -> Writes:
+    """The writes of an order, one after the other; the answer comes at the end.
 
     The name's lock is taken while the generation is held, and kept until the last write has
     returned. So whoever puts a new generation in force finds the name in flight from then
     on, or the order has not begun and never will. Each of several writes passes this gate:
     an attribute is not written for an agent that has been superseded.
     """
-    gate = Generation(run_dir)
     with gate.in_force(order["generation"]) as ours:
         if not ours:
             return _not_begun("stale generation")
         try:
-            lock = NameLock.take(run_dir, order["name"])
+            lock = gate.take(order["name"])
         except OSError as error:  # a full or read-only run directory
             return _not_begun(f"no lock: {error.strerror}")
     if lock is None:
         return _not_begun("in flight")
     try:
-        return _write(bus, gate, order, tell_begun)
+        return (yield from _write(bus, gate, order, tell_begun, clock))
     finally:
         lock.release()
 
 
 def _write(
-    bus: Bus, gate: Generation, order: OrderMessage, tell_begun: Callable[[], None]
-) -> AnswerMessage:
+    bus: Bus,
+    gate: Gate,
+    order: OrderMessage,
+    tell_begun: Callable[[], None],
+    clock: Callable[[], float],
+) -> Writes:
     started = 0.0
     for attribute, step in _steps(bus, order):
-        why = _why_not(gate, order, tell_begun)
+        why = _why_not(gate, order, tell_begun, clock)
         if why and not started:
             return _not_begun(why)
         if why:
-            return {"begun": True, "known": False, "why": why, "seconds": _since(started)}
-        started = started or time.monotonic()
-        number = _errno_of(step)
+            return {"begun": True, "known": False, "why": why, "seconds": clock() - started}
+        started = started or clock()
+        number = yield step
         if number:
             name = errno.errorcode.get(number, "EIO")
-            seconds = _since(started)
+            seconds = clock() - started
             return {"begun": True, "errno": name, "attribute": attribute, "seconds": seconds}
-    return {"begun": True, "seconds": _since(started) if started else 0.0}
+    return {"begun": True, "seconds": clock() - started if started else 0.0}
 
 
-def _why_not(gate: Generation, order: OrderMessage, tell_begun: Callable[[], None]) -> str:
+def _why_not(
+    gate: Gate, order: OrderMessage, tell_begun: Callable[[], None], clock: Callable[[], float]
+) -> str:
     """Why the next write must not be begun; empty when it may be, and that is told."""
     with gate.in_force(order["generation"]) as ours:
         if not ours:
             return "stale generation"
-    if time.clock_gettime(time.CLOCK_BOOTTIME) > order["deadline"]:
+    if clock() > order["deadline"]:
         return "deadline"
     try:
         tell_begun()
@@ -138,7 +193,8 @@ def _steps(bus: Bus, order: OrderMessage) -> Iterator[tuple[str | None, Callable
         yield key, lambda key=key, value=value: bus.write_attribute(name, key, value)  # type: ignore[misc]
 
 
-def _errno_of(step: Callable[[], None]) -> int:
+def errno_of(step: Callable[[], None]) -> int:
+    """What the kernel says to a write; 0: it is done."""
     try:
         step()
     except OSError as error:
@@ -150,10 +206,6 @@ def _errno_of(step: Callable[[], None]) -> int:
 
 def _not_begun(why: str) -> AnswerMessage:
     return {"begun": False, "why": why, "seconds": 0.0}
-
-
-def _since(started: float) -> float:
-    return time.monotonic() - started
 
 
 def _send(message: AnswerMessage | BeginningMessage) -> None:

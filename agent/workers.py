@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from agent.locks import Generation, names_in_flight
 from agent.threads import in_thread
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from coordinator.model import Name
 
-__all__ = ["Answer", "Order", "OrderKind", "Workers"]
+__all__ = ["Answer", "Machine", "Order", "OrderKind", "Processes", "Worker", "Workers"]
 
 _IDLE = 30.0  # seconds until a worker that has nothing to do is let go
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
@@ -82,6 +82,78 @@ def _not_begun(why: str) -> Answer:
     return Answer(begun=False, why=why, seconds=0.0)
 
 
+class Worker(Protocol):
+    """The agent's end of one process that carries out orders, one at a time."""
+
+    pid: int
+    """Its process."""
+    ended: asyncio.Future[None]
+    """Done when it has ended and its last word was read."""
+    resting: asyncio.Handle
+    """What ends it when it has had nothing to do for long."""
+    is_asked: bool
+    """Whether it has an order that it has not answered."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        ...
+
+    async def ask(self, line: bytes) -> Answer:
+        """Send an order and wait for what became of it."""
+        ...
+
+    def hang_up(self) -> None:
+        """Let it end when its write has returned; whoever waits for an answer is told."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all that is held for it."""
+        ...
+
+
+class Machine(Protocol):
+    """What all agents of a host share: its workers' processes, and the locks that they take."""
+
+    def renew(self) -> int:
+        """Put a new generation in force; see `agent.locks.Generation`."""
+        ...
+
+    def revoke(self, number: int) -> None:
+        """Let no order of this generation begin any more."""
+        ...
+
+    def in_flight(self) -> frozenset[Name]:
+        """The names for which a write is under way, whoever began it."""
+        ...
+
+    def start(self) -> Worker:
+        """Start a worker.
+
+        Raises:
+            OSError: there can be none.
+        """
+        ...
+
+
+class Processes:
+    """The machine itself (`Machine`): processes, and lock files in the run directory."""
+
+    def __init__(self, spec: str, run_dir: Path) -> None:
+        """`spec` is the bus's (`Bus.spec`)."""
+        self._spec, self._run_dir = spec, run_dir.absolute()
+        generation = Generation(self._run_dir)
+        self.renew, self.revoke = generation.renew, generation.revoke
+
+    def in_flight(self) -> frozenset[Name]:
+        """The names whose lock is taken."""
+        return cast("frozenset[Name]", names_in_flight(self._run_dir))
+
+    def start(self) -> Worker:
+        """Start a process. Raises OSError where there can be none."""
+        return _Process(self._spec, self._run_dir)
+
+
 class Workers:
     """The workers of a host. Its coroutines belong to one event loop."""
 
@@ -90,6 +162,7 @@ class Workers:
         spec: str,
         run_dir: Path,
         *,
+        machine: Machine | None = None,
         per_parent: int = 4,
         stuck_after: float = 10.0,
         idle_after: float = _IDLE,
@@ -97,19 +170,18 @@ class Workers:
         """`spec` is the bus's (`Bus.spec`); all times are seconds.
 
         A write that has not returned after `stuck_after` gives its place at the parent to
-        others; it stays in flight until it returns.
+        others; it stays in flight until it returns. `machine` is this one unless told.
         """
-        self._spec, self._run_dir = spec, run_dir.absolute()
+        self._machine = machine or Processes(spec, run_dir)
         self._per_parent, self._stuck_after = per_parent, stuck_after
         self._idle_after = idle_after
-        self._generations = Generation(self._run_dir)
         self._generation = 0
         self._stopping = False
         self._places: dict[str, _Places] = {}
         self._names: set[Name] = set()
         self._writes: set[asyncio.Task[Answer]] = set()
-        self._processes: set[_Process] = set()
-        self._idle: list[_Process] = []
+        self._processes: set[Worker] = set()
+        self._idle: list[Worker] = []
 
     def new_generation(self) -> int:
         """Put a new generation in force; to be called at each enrolment.
@@ -117,7 +189,7 @@ class Workers:
         Afterwards no order of an older one begins, by whichever agent of this host, and those
         that have begun are `in_flight`. Blocks for moments, so it may be called from a thread.
         """
-        self._generation = self._generations.renew()
+        self._generation = self._machine.renew()
         self._stopping = False
         return self._generation
 
@@ -128,7 +200,7 @@ class Workers:
         """
         # Ours first: an order that is answered in between has returned before the other look.
         ours = frozenset(self._names)
-        return ours | cast("frozenset[Name]", names_in_flight(self._run_dir))
+        return ours | self._machine.in_flight()
 
     async def order(self, order: Order, *, deadline: Callable[[], float]) -> Answer:
         """Carry out an order, when the parent has a place for it.
@@ -171,7 +243,7 @@ class Workers:
         for places in self._places.values():
             places.close()
         # Those that a worker has in hand and has not begun, too.
-        await in_thread(self._generations.revoke, self._generation)
+        await in_thread(self._machine.revoke, self._generation)
         self._generation = 0
         if self._writes:
             await asyncio.wait(self._writes, timeout=grace)
@@ -221,23 +293,23 @@ class Workers:
             process.hang_up()
         return answer
 
-    def _take_process(self) -> _Process:
+    def _take_process(self) -> Worker:
         while self._idle:
             process = self._idle.pop()
             if process.is_alive:
                 process.resting.cancel()
                 return process
-        process = _Process(self._spec, self._run_dir)
+        process = self._machine.start()
         self._processes.add(process)
         process.ended.add_done_callback(lambda _: self._forget(process))
         return process
 
-    def _put_aside(self, process: _Process) -> None:
+    def _put_aside(self, process: Worker) -> None:
         loop = asyncio.get_running_loop()
         process.resting = loop.call_later(self._idle_after, process.hang_up)
         self._idle.append(process)
 
-    def _forget(self, process: _Process) -> None:
+    def _forget(self, process: Worker) -> None:
         self._processes.discard(process)
         if process in self._idle:
             self._idle.remove(process)
@@ -304,7 +376,7 @@ class _Process:
         os.set_blocking(self._orders, False)
         os.set_blocking(self._answers, False)
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self.resting = self._loop.call_soon(lambda: None)
+        self.resting: asyncio.Handle = self._loop.call_soon(lambda: None)
         self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._partial = b""
         self._writable = asyncio.Event()

@@ -1,447 +1,703 @@
 """Two hosts, their kernels, one etcd, and everything that can go wrong between any two steps.
 
-The transitions and `decide` are the real ones; the store is the in-memory one; kernels,
-agents and workers are as small as they can be: each method is one atomic step, so a crash
-between any two of them is a crash anywhere. The kernels are the truth that is checked against.
+The transitions, the store and `decide` are the real ones; kernels, agents and workers are as
+small as they can be: each step is atomic, so a crash between any two of them is a crash anywhere.
+The kernels are the truth that is checked against.
+
+A name meets others only in what concerns all of a host: so a step of the world is one of the
+cluster, to which each name reacts, or one of a single name. (A parent that is full is not
+modelled by its other devices: the kernel may say so at any time.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from agent.reconcile import Action, Decision, Facts, Refusal, Sight, Write, decide
-from coordinator.claims import Claims, Failure
-from coordinator.errors import Fenced, MdevnsError, Moved
-from coordinator.keys import Keys
-from coordinator.memory import MemoryEtcd
-from coordinator.model import (
-    AfterRemoval,
-    Claim,
-    LastError,
-    Name,
-    NameValue,
-    Removal,
-    Wish,
-    decode,
-    read_claim,
+import msgspec
+
+from coordinator.states import ClaimState
+from tests.model.agents import (
+    ARRIVE,
+    ENROL,
+    EXPIRE,
+    LAPSE,
+    LEARN,
+    LIFT,
+    START,
+    YIELD,
+    Here,
+    age_place,
+    steps_at,
 )
-from coordinator.states import ClaimEvent, ClaimState, transition
-from coordinator.store import Put, Txn, get, prefix
-from coordinator.transactions import Answer, Change, Guard, answers, transaction
+from tests.model.commits import aged, commit, hold_of, rebooted, record
+from tests.model.parts import (
+    BEFORE,
+    GONE,
+    HOSTS,
+    NOW,
+    Budget,
+    Cell,
+    Cluster,
+    Host,
+    Late,
+    Mind,
+    Part,
+    Place,
+    Recipe,
+    Rules,
+    Slot,
+    Violation,
+)
 
 if TYPE_CHECKING:
-    from coordinator.store import KeyValue
+    from collections.abc import Iterator
 
-PARENT, TYPE = "0000:3b:00.0", "mtty-2"
-HOSTS = ("gpu01", "gpu02")
-NAMES = (
-    Name("aaaaaaaa-0000-4000-8000-000000000001"),
-    Name("bbbbbbbb-0000-4000-8000-000000000002"),
-)
-CAPACITY = 1  # so that a kernel refuses now and then
-MAY_HAVE_A_DEVICE = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
+    from coordinator.model import Claim
+
+__all__ = ["Event", "Moved", "World"]
+
+_MAY_HAVE_A_DEVICE = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
+_OF_HOLDS = ("bind", "define", "renew", "cancel")
 
 
-class Delivery(StrEnum):
-    """What becomes of a transaction and its answer."""
+class Event(NamedTuple):
+    """What each name reacts to: what happened, to which host, to which of its agents."""
 
-    ANSWERED = "answered"
-    LOST_ANSWER = "applied, and the answer is lost"
-    DROPPED = "never arrives, and nobody knows"
-    LATE = "is applied later, and nobody knows"
-
-
-@dataclass
-class Kernel:
-    """One host's mdev core: what exists, what is under way, and which boot it is."""
-
-    devices: dict[Name, bool] = field(default_factory=dict)  # name: whether we made it
-    creating: set[Name] = field(default_factory=set)
-    removing: set[Name] = field(default_factory=set)
-    boots: int = 1
-
-    @property
-    def boot_id(self) -> str:
-        return f"boot-{self.boots}"
-
-    def begin_create(self, name: Name) -> str | None:
-        """The errno, or None: a placeholder is on the list and the driver is at work."""
-        if name in self.devices or name in self.creating:
-            return "EEXIST"
-        if len(self.devices) + len(self.creating) >= CAPACITY:
-            return "ENOSPC"
-        self.creating.add(name)
-        return None
+    what: str
+    host: int = 0
+    slot: int = 0
 
 
-@dataclass
-class Order:
-    """A kernel write that an agent ordered and that no worker has begun."""
+class Moved(NamedTuple):
+    """A step: its place in the order in which things are done when faults stop (0: it need not
+    happen), what it is in the words of the protocol, and what has become of the cluster."""
 
-    host: str
-    write: Write
-    claim: Claim
-
-
-@dataclass
-class Sent:
-    """A transaction of an agent whose outcome is not known yet."""
-
-    event: ClaimEvent
-    claim: Claim
-    guards: tuple[Guard, ...]
-    change: Change
-
-
-@dataclass
-class Agent:
-    """What a living agent has in memory. All of it is gone in a crash."""
-
-    instance: str
-    known: dict[Name, Claim] = field(default_factory=dict)
-    sent: dict[Name, Sent] = field(default_factory=dict)
-    refusals: dict[Name, Refusal] = field(default_factory=dict)
-    waits_for: set[Name] = field(default_factory=set)  # names whose kernel write it waits for
+    rank: int
+    label: str
+    cluster: Cluster
+    part: Part | None = None  # of the name whose step it is
+    events: tuple[Event, ...] = ()
+    when_ready: bool = False  # it waits until every name is ready for it
 
 
 class World:
-    """Everything there is; each method is one step that a crash cannot cut."""
+    """The steps of a model with these rules and faults. It holds no state."""
 
-    def __init__(self, names: tuple[Name, ...] = NAMES) -> None:
-        self.names = names
-        self.etcd, self.keys = MemoryEtcd(), Keys("model")
-        self.claims = Claims(self.keys)
-        self.kernels = {host: Kernel() for host in HOSTS}
-        self.agents: dict[str, Agent] = {}
-        self.orders: list[Order] = []
-        self.late: list[Txn] = []
-        self.count = 0
+    def __init__(self, budget: Budget | None = None, rules: Rules | None = None) -> None:
+        self.budget, self.rules = budget or Budget(), rules or Rules()
 
-    # The store, and what becomes of answers.
+    # --- what concerns all names
 
-    def send(self, txn: Txn, delivery: Delivery) -> bool:
-        """Apply a transaction or not; returns whether its answer arrives."""
-        if delivery is Delivery.LOST_ANSWER:
-            self.apply(txn)
-        elif delivery is Delivery.LATE:
-            self.late.append(txn)
-        return delivery is Delivery.ANSWERED
+    def cluster_steps(self, cluster: Cluster) -> Iterator[Moved]:
+        """Everything that can happen next to hosts, sessions and the store as a whole."""
+        for index in range(len(HOSTS)):
+            yield from self._host_steps(cluster, index)
+        yield from self._restoring(cluster)
 
-    def apply(self, txn: Txn) -> None:
-        """Apply it, wherever its answer goes; a lease that is gone refuses it."""
-        try:
-            self.etcd.txn(txn)
-        except MdevnsError:
+    def _host_steps(self, cluster: Cluster, index: int) -> Iterator[Moved]:
+        host, name = cluster.hosts[index], HOSTS[index]
+        for which, slot in enumerate(host.slots):
+            if slot is None:
+                yield from self._start(cluster, index, which)
+            else:
+                yield from self._slot_steps(cluster, index, which, slot)
+        if host.late:
+            yield self._late_enrolment(cluster, index)
+        if host.session:
+            yield self._lapse(cluster, index)
+        off = host._replace(slots=(None, None), session=host.session and "before")
+        off = off._replace(late=host.late and "before")
+        yield Moved(
+            0, f"{name}: loses power", _with(cluster, index, off), events=(Event("power", index),)
+        )
+        yield from self._take_epoch(cluster, index)
+
+    def _start(self, cluster: Cluster, index: int, which: int) -> Iterator[Moved]:
+        """A new generation of orders, and then the epoch is read."""
+        host = cluster.hosts[index]
+        if (which and (not self.budget.zombies or host.slots[0] is None)) or (
+            host.session == "before"  # it may be a clone that is alive
+        ):
             return
+        others = tuple(slot and slot._replace(gen=False) for slot in host.slots)
+        slots = list(others)
+        slots[which] = Slot("asking", read=True, force=False, gen=True, fresh=True)
+        after = _with(cluster, index, host._replace(slots=(slots[0], slots[1])))
+        what = "a second agent starts" if which else "an agent starts"
+        rank = 0 if any(host.slots) else START
+        yield Moved(rank, f"{HOSTS[index]}: {what}", after, events=(Event("generation", index),))
 
-    def arrive(self, which: int) -> None:
-        """A transaction that was on its way arrives."""
-        self.apply(self.late.pop(which % len(self.late)))
+    def _slot_steps(self, cluster: Cluster, index: int, which: int, slot: Slot) -> Iterator[Moved]:
+        name = f"{HOSTS[index]}{'’s zombie' if which else ''}"
+        host = cluster.hosts[index]
+        over = slot.phase == "live" and not (slot.force and slot.fresh)
+        died, event = self._died(host, which), Event("die", index, which)
+        what = "learns that its enrolment is over" if over else "is killed"
+        yield Moved(
+            LEARN if over else 0,
+            f"{name}: {what}",
+            _with(cluster, index, died),
+            events=(Event("die", index, which),),
+        )
+        del event
+        if slot.phase != "live":
+            yield from self._enrol(cluster, index, which, slot, name)
+        elif slot.fresh and host.session != str(which):
+            stale = _slot(host, which, slot._replace(fresh=False))
+            yield Moved(0, f"{name}: its session's lease ends", _with(cluster, index, stale))
 
-    def record(self, host: str, name: Name) -> Claim | None:
-        kv = self.etcd.range(get(self.keys.claim(host, name))).first
-        claim = None if kv is None else read_claim(kv)
-        assert claim is None or isinstance(claim, Claim)
-        return claim
+    def _died(self, host: Host, which: int) -> Host:
+        own = str(which)
+        return _slot(host, which, None)._replace(
+            session="gone" if host.session == own else host.session,
+            late="gone" if host.late == own else host.late,
+        )
 
-    def now(self) -> str:
-        self.count += 1
-        return f"t{self.count}"
+    def _enrol(
+        self, cluster: Cluster, index: int, which: int, slot: Slot, name: str
+    ) -> Iterator[Moved]:
+        """One transaction, which compares the epoch as it was read; or that is read again."""
+        host = cluster.hosts[index]
+        if slot.phase == "sent" and slot.force:
+            yield self._enrolled(cluster, index, which, f"{name}: hears that it has enrolled")
+            return
+        if not slot.read and self.rules.enrolment_compares:
+            if host.session != "before":
+                again = _slot(host, which, slot._replace(phase="asking", read=True))
+                what = f"{name}: another enrolment was faster; reads the epoch again"
+                yield Moved(ENROL, what, _with(cluster, index, again))
+            return
+        done = self._applied(cluster, index, which)
+        yield self._enrolled(done, index, which, f"{name}: enrols", Event("epoch", index))
+        sent = _slot(done.hosts[index], which, _sent(done.hosts[index], which))
+        yield Moved(
+            0,
+            f"{name}: enrols (answer lost)",
+            _with(done, index, sent),
+            events=(Event("epoch", index),),
+        )
+        if slot.phase == "asking":
+            yield Moved(
+                0,
+                f"{name}: enrols (lost on its way)",
+                _with(cluster, index, _slot(host, which, slot._replace(phase="sent"))),
+            )
+        if self.budget.late_enrolments and not host.late:
+            late = _slot(host, which, slot._replace(phase="sent"))._replace(late=str(which))
+            yield Moved(
+                0, f"{name}: enrols (on its way for long)", _with(cluster, index, late)
+            )
+
+    def _applied(self, cluster: Cluster, index: int, which: int | None) -> Cluster:
+        """An enrolment's transaction has been applied; None: of an agent that is gone."""
+        host = cluster.hosts[index]
+        slots = [
+            slot and slot._replace(force=one == which, read=False)
+            for one, slot in enumerate(host.slots)
+        ]
+        session = "gone" if which is None else str(which)
+        host = host._replace(slots=(slots[0], slots[1]), session=session)
+        late = host.late if not self.rules.enrolment_compares else ""
+        evicting = host.evicting and not self.rules.evict_compares
+        return _with(cluster, index, host._replace(late=late, evicting=evicting))
+
+    def _enrolled(
+        self, cluster: Cluster, index: int, which: int, label: str, *events: Event
+    ) -> Moved:
+        """An agent knows that it has enrolled: it lists its claims, and serves."""
+        host = cluster.hosts[index]
+        slot = host.slots[which]
+        assert slot is not None
+        # Since the restore only counts an enrolment that is in force, and fenced none since.
+        fresh = host.session == str(which)
+        live = slot._replace(phase="live", read=False, fresh=fresh)
+        noted = self.budget.restores and cluster.snapshot != "restored"
+        how = "listed back" if host.setback else "noted" if noted else "listed"
+        listed = Event(how, index, which)
+        host = _slot(host, which, live)._replace(setback=False, since=cluster.hold)
+        return Moved(ENROL, label, _with(cluster, index, host), events=(*events, listed))
+
+    def _late_enrolment(self, cluster: Cluster, index: int) -> Moved:
+        host = cluster.hosts[index]
+        which = int(host.late) if host.late.isdigit() else None
+        done = self._applied(cluster, index, which)
+        after = done.hosts[index]
+        session = after.session if which is not None else host.late
+        done = _with(done, index, after._replace(late="", session=session))
+        what = f"{HOSTS[index]}: an enrolment arrives late"
+        return Moved(ARRIVE, what, done, events=(Event("epoch", index),))
+
+    def _lapse(self, cluster: Cluster, index: int) -> Moved:
+        host = cluster.hosts[index]
+        after = host._replace(session="")
+        if host.session in ("0", "1"):
+            which = int(host.session)
+            slot = host.slots[which]
+            after = _slot(after, which, slot and slot._replace(fresh=False))
+        rank = LAPSE if host.session == "before" else 0
+        return Moved(rank, f"{HOSTS[index]}: its session lapses", _with(cluster, index, after))
+
+    def _take_epoch(self, cluster: Cluster, index: int) -> Iterator[Moved]:
+        """The first transaction of an evict, which only a host without a session suffers."""
+        host = cluster.hosts[index]
+        seen = host.session and self.rules.evict_sees_no_session
+        if not self.budget.evicts or cluster.hold or seen or host.evicting:
+            return
+        slots = tuple(slot and slot._replace(force=False, read=False) for slot in host.slots)
+        late = host.late if not self.rules.enrolment_compares else ""
+        after = host._replace(slots=(slots[0], slots[1]), evicting=True, late=late)
+        yield Moved(
+            0,
+            f"operator: evicts {HOSTS[index]}, takes its epoch",
+            _with(cluster, index, after),
+            events=(Event("epoch", index),),
+        )
+
+    # A restore.
+
+    def _restoring(self, cluster: Cluster) -> Iterator[Moved]:
+        if self.budget.restores and cluster.snapshot == "none" and not cluster.hold:
+            first, second = (host.session for host in cluster.hosts)
+            taken = cluster._replace(snapshot="taken", sessions=(first, second))
+            yield Moved(0, "store: a snapshot is taken", taken, events=(Event("snapshot"),))
+        if cluster.snapshot == "taken":
+            yield self._restore(cluster)
+        if cluster.hold:
+            enrolled = all(host.since for host in cluster.hosts)
+            if enrolled or not self.rules.all_enrolled:
+                yield self._lift(cluster)
+
+    def _restore(self, cluster: Cluster) -> Moved:
+        """The store is what it was; `hold` is written before anybody may connect."""
+        hosts = tuple(
+            Host(session=session and (session if session == "before" else "gone"), setback=True)
+            for session in cluster.sessions
+        )
+        after = Cluster((hosts[0], hosts[1]), hold=True, snapshot="restored")
+        if not self.rules.hold:
+            after = after._replace(hold=False)
+        events = tuple(
+            Event("die", index, which)
+            for index, host in enumerate(cluster.hosts)
+            for which, slot in enumerate(host.slots)
+            if slot is not None
+        )
+        label = "store: is restored from the snapshot, with the hold"
+        return Moved(0, label, after, events=(*events, Event("restore")))
+
+    def _lift(self, cluster: Cluster) -> Moved:
+        hosts = tuple(host._replace(since=False) for host in cluster.hosts)
+        after = cluster._replace(hosts=(hosts[0], hosts[1]), hold=False)
+        label = "operator: finishes the restore, the hold is lifted"
+        return Moved(LIFT, label, after, events=(Event("lift"),), when_ready=True)
+
+    # --- a name
+
+    def part_steps(self, cluster: Cluster, part: Part) -> Iterator[Moved]:
+        """Everything that can happen next to a name."""
+        yield from self._late_steps(cluster, part)
+        for index in range(len(HOSTS)):
+            yield from self._place_steps(cluster, part, index)
+        yield from self._operator_steps(cluster, part)
+        if cluster.hold:
+            yield from self._yielded(cluster, part)
+
+    def _place_steps(self, cluster: Cluster, part: Part, index: int) -> Iterator[Moved]:
+        for step in self.steps_at(self.here(cluster, part, index)):
+            touched = step.touched
+            places = [age_place(place, touched[one]) for one, place in enumerate(part.places)]
+            places[index] = step.place
+            after = _changed(part, step.cell, touched, places, step.late)
+            yield self._stepped(cluster, index, step.rank, step.label, after, step.dies)
+
+    def here(self, cluster: Cluster, part: Part, index: int) -> Here:
+        """What the steps on a host depend on, no more: so they are found once."""
+        return Here(
+            index,
+            cluster.hosts[index],
+            cluster.hold,
+            part.cell,
+            part.places[index],
+            len(part.late) < self.budget.late,
+            self.budget.restores and cluster.snapshot != "restored",
+            part.same,
+        )
+
+    @cache  # noqa: B019 - a world lives as long as its search
+    def steps_at(self, here: Here) -> tuple[object, ...]:
+        return tuple(steps_at(here, self.budget, self.rules))
+
+    def _stepped(
+        self, cluster: Cluster, index: int, rank: int, label: str, part: Part, dies: int
+    ) -> Moved:
+        if dies < 0:
+            return Moved(rank, label, cluster, part)
+        died = self._died(cluster.hosts[index], dies)
+        return Moved(
+            rank, label, _with(cluster, index, died), part, (Event("die", index, dies),)
+        )
+
+    def _late_steps(self, cluster: Cluster, part: Part) -> Iterator[Moved]:
+        for late in dict.fromkeys(part.late):
+            left = list(part.late)
+            left.remove(late)
+            part_left = part._replace(late=tuple(left))
+            host = cluster.hosts[late.recipe.host]
+            done = commit(
+                part.cell,
+                late.recipe,
+                self.rules,
+                agent=late.agent,
+                force=True,  # or it would be here no more
+                session=bool(host.session),
+                hold=cluster.hold,
+            )
+            by = HOSTS[late.recipe.host] if late.agent else "operator"
+            places = [age_place(p, done.touched[i]) for i, p in enumerate(part.places)]
+            after = _changed(part_left, done.cell, done.touched, places)
+            label = f"{by}: {late.recipe.what} {{name}} arrives late"
+            yield Moved(ARRIVE, label, cluster, after)
 
     # An operator.
 
-    def reserve(self, host: str, name: Name, delivery: Delivery) -> None:
-        lease = self.etcd.grant(60).id
-        wish = Wish(host=host, parent=PARENT, type=TYPE)
-        request = f"r{self.count}"
-        change = self.claims.reserve(name, request, wish, lease=lease, now=self.now(), by=None)
-        txn = transaction((self.claims.no_hold(),), [change])
-        if self.send(txn, delivery):
-            self.etcd.txn(txn)
+    def _operator_steps(self, cluster: Cluster, part: Part) -> Iterator[Moved]:
+        room = len(part.late) < self.budget.late
+        for recipe in () if cluster.hold else _requests(part.cell, self.budget):
+            session = bool(cluster.hosts[recipe.host].session)
+            done = commit(part.cell, recipe, self.rules, agent=False, session=session)
+            if done.answer is None or done.answer.error is not None:
+                continue
+            places = [age_place(p, done.touched[i]) for i, p in enumerate(part.places)]
+            what = f"operator: {recipe.what} {{name}}{_whither(recipe)}"
+            yield Moved(0, what, cluster, _changed(part, done.cell, done.touched, places))
+            if room:
+                late = part._replace(late=_sorted((*part.late, Late(agent=False, recipe=recipe))))
+                yield Moved(0, f"{what} (on its way for long)", cluster, late)
+        yield from self._expire(cluster, part)
+        for index in range(len(HOSTS)):
+            yield from self._evict(cluster, part, index)
 
-    def retire(self, host: str, name: Name, delivery: Delivery) -> None:
-        claim = self.record(host, name)
-        if claim is None or claim.state not in (ClaimState.ACTIVE, ClaimState.DEFINED):
-            return  # a placeholder is not a device: EAGAIN
-        change = self.claims.retire(claim, Removal(AfterRemoval.FREE), now=self.now())
-        txn = transaction((self.claims.no_hold(),), [change])
-        if self.send(txn, delivery):
-            self.etcd.txn(txn)
-
-    def cancel(self, host: str, name: Name, delivery: Delivery) -> None:
-        claim = self.record(host, name)
-        if claim is None or claim.state is not ClaimState.RESERVED:
+    def _expire(self, cluster: Cluster, part: Part) -> Iterator[Moved]:
+        """The reservation's lease ends: etcd deletes what hangs on it, in one revision."""
+        if part.cell.name is None or not part.cell.name.lease:
             return
-        txn = transaction((self.claims.no_hold(),), [self.claims.cancel(claim)])
-        if self.send(txn, delivery):
-            self.etcd.txn(txn)
+        claims = part.cell.claims
+        # What does not hang on it stays, which must be nothing.
+        cell = Cell(None, tuple(kv and (None if kv.lease else kv) for kv in claims))  # type: ignore[arg-type]  # two
+        touched = tuple(GONE if kv else 0 for kv in claims)
+        places = [age_place(p, touched[i]) for i, p in enumerate(part.places)]
+        rank = EXPIRE if hold_of(part.cell) else 0
+        after = _changed(part, cell, (touched[0], touched[1]), places)
+        yield Moved(rank, "store: the reservation of {name} expires", cluster, after)
 
-    # An agent's life.
+    def _evict(self, cluster: Cluster, part: Part, index: int) -> Iterator[Moved]:
+        """One batch. What the host has of the name is given away: it is said to be fenced."""
+        host, claim = cluster.hosts[index], record(part.cell, index)
+        if not host.evicting or cluster.hold or claim is None or _is_evicted(claim):
+            return
+        recipe = Recipe("evict", claim, host=index)
+        done = commit(part.cell, recipe, self.rules, agent=False, force=True)
+        places = [age_place(p, done.touched[i]) for i, p in enumerate(part.places)]
+        places[index] = _given(places[index])
+        after = _changed(part, done.cell, done.touched, places)
+        yield Moved(0, f"operator: evicts {{name}} of {HOSTS[index]}", cluster, after)
 
-    def start(self, host: str) -> None:
-        """Enrol: a new generation of orders, a new epoch, and all claims listed."""
-        self._drop_orders(host)
-        self.count += 1
-        agent = Agent(instance=f"i{self.count}")
-        self.etcd.txn(Txn(success=(Put(self.keys.epoch(host), agent.instance.encode()),)))
-        self.agents[host] = agent
-        for name in self.names:
-            self.hear(host, name)
+    def _yielded(self, cluster: Cluster, part: Part) -> Iterator[Moved]:
+        """A claim without a device, of a name that has one on the other host, is freed."""
+        for index, claim in enumerate(map(record, (part.cell, part.cell), (0, 1))):
+            here, there = part.places[index], part.places[1 - index]
+            known = all(host.since for host in cluster.hosts)
+            if claim is None or not known or not there.device or there.kernel:
+                continue
+            if here.device or here.kernel:
+                continue
+            done = commit(
+                part.cell, Recipe("yield", claim, host=index), self.rules, agent=False, hold=True
+            )
+            places = [age_place(p, done.touched[i]) for i, p in enumerate(part.places)]
+            after = _changed(part, done.cell, done.touched, places)
+            label = f"operator: {HOSTS[index]}'s claim of {{name}} yields"
+            yield Moved(YIELD, label, cluster, after)
 
-    def crash(self, host: str) -> None:
-        """SIGKILL. Orders that workers hold stay theirs until the next generation."""
-        self.agents.pop(host, None)
+    # --- how a name reacts
 
-    def power_loss(self, host: str) -> None:
-        self.crash(host)
-        self._drop_orders(host)
-        self.kernels[host] = Kernel(boots=self.kernels[host].boots + 1)
-
-    def _drop_orders(self, host: str) -> None:
-        """A new generation is in force: what was ordered and not begun never will be."""
-        self.orders = [order for order in self.orders if order.host != host]
-
-    def hear(self, host: str, name: Name) -> None:
-        """The agent's watch tells it of the newest state of a name."""
-        agent, claim = self.agents[host], self.record(host, name)
-        if claim is None:
-            agent.known.pop(name, None)
-        else:
-            agent.known[name] = claim
-
-    def unheard(self, host: str) -> list[Name]:
-        """The names of which the agent's watch has something new to tell."""
-        known = self.agents[host].known
-        return [name for name in self.names if known.get(name) != self.record(host, name)]
-
-    # An agent's step on a name.
-
-    def concerned(self, host: str) -> list[Name]:
-        """The names with which the agent may have something to do."""
-        agent, kernel = self.agents[host], self.kernels[host]
-        return [n for n in self.names if n in agent.known or n in agent.sent or n in kernel.devices]
-
-    def step(self, host: str, name: Name, delivery: Delivery) -> None:
-        agent = self.agents[host]
-        if name in agent.sent:
-            self._send_again(host, name, delivery)
-        elif name not in agent.waits_for:
-            claim = agent.known.get(name)
-            self._do(host, name, claim, decide(claim, self._facts(host, name, claim)), delivery)
-
-    def _facts(self, host: str, name: Name, claim: Claim | None) -> Facts:
-        kernel = self.kernels[host]
-        there = Sight.OTHER if claim is None else Sight.AS_ASKED
-        return Facts(
-            boot_id=kernel.boot_id,
-            sight=there if name in kernel.devices else Sight.ABSENT,
-            settled=True,
-            in_flight=name in kernel.creating or name in kernel.removing,
-            offers=True,
-            refusal=self.agents[host].refusals.get(name),
-        )
-
-    def _do(
-        self, host: str, name: Name, claim: Claim | None, decision: Decision, delivery: Delivery
-    ) -> None:
-        if decision.action is Action.ADOPT:
-            self._adopt_free(host, name, delivery)
-        elif decision.action is Action.REMOVE and claim is not None:
-            self._order(host, Write.REMOVE, claim)
-        elif claim is not None and decision.action not in (Action.NOTHING, Action.WAIT):
-            event, change = self._change(host, claim, decision)
-            self._send(host, event, claim, change, delivery)
-
-    def _change(  # noqa: PLR0911 - one transition an action
-        self, host: str, claim: Claim, decision: Decision
-    ) -> tuple[ClaimEvent, Change]:
-        claims, boot_id, now = self.claims, self.kernels[host].boot_id, self.now()
-        failure = Failure(LastError(decision.errno or "", decision.text, now), lease=0)
-        match decision.action:
-            case Action.BEGIN:
-                return ClaimEvent.BEGIN, claims.begin(claim, boot_id=boot_id, now=now)
-            case Action.CONFIGURE:
-                return ClaimEvent.ACTIVATE, claims.activate(claim, boot_id=boot_id, now=now)
-            case Action.ABORT:
-                return ClaimEvent.ABORT, claims.abort(claim, failure, now=now)
-            case Action.LOSE:
-                return ClaimEvent.LOSE, claims.lose(claim, now=now)
-            case Action.RELEASE:
-                return ClaimEvent.RELEASE, claims.release(claim, boot_id=boot_id, now=now)
-            case Action.RESTORE:
-                return ClaimEvent.RESTORE, claims.restore(claim, failure.error, now=now)
-            case Action.ADOPT_OVER | Action.FAIL_AND_ADOPT:
-                failed = failure if decision.action is Action.FAIL_AND_ADOPT else None
-                return ClaimEvent.ADOPT, claims.adopt_over(
-                    claim, parent=PARENT, type_=TYPE, boot_id=boot_id, now=now, failure=failed
+    def react(self, part: Part, event: Event) -> Part:
+        """What a name is after something that concerns all."""
+        index = event.host
+        match event.what:
+            case "die":
+                return _at(part, index, _without(part.places[index], event.slot, self.rules))
+            case "generation":
+                return self._new_generation(part, index)
+            case "epoch" if self.rules.epoch_compares:
+                late = tuple(x for x in part.late if not x.agent or x.recipe.host != index)
+                return part._replace(late=late)
+            case "listed" | "noted" | "listed back":
+                place = self._listed(part, event)
+                return _at(part, index, place)
+            case "power":
+                return _powered(part, index)
+            case "snapshot":
+                places = tuple(map(_noted, part.places))
+                return part._replace(
+                    then=part.cell, same=True, places=(places[0], places[1])
                 )
-            case _:
-                raise AssertionError(decision)
+            case "restore":
+                assert part.then is not None
+                return Part(part.then, part.places)
+            case "lift":
+                return _reported(part)
+        return part
 
-    def _adopt_free(self, host: str, name: Name, delivery: Delivery) -> None:
-        """Not settled when its answer is lost: the next look at the store tells."""
-        boot_id, now = self.kernels[host].boot_id, self.now()
-        change = self.claims.adopt_free(
-            name, f"a{now}", host=host, parent=PARENT, type_=TYPE, boot_id=boot_id, now=now
-        )
-        txn = transaction(self._guards(host, None, ClaimEvent.ADOPT), [change])
-        if self.send(txn, delivery):
-            self.etcd.txn(txn)
+    def _new_generation(self, part: Part, index: int) -> Part:
+        """What was ordered before and is not begun never will be."""
+        if not self.rules.generations:
+            return part
+        return _at(part, index, part.places[index]._replace(orphans=()))
 
-    def _guards(self, host: str, state: ClaimState | None, event: ClaimEvent) -> tuple[Guard, ...]:
-        in_force = self.claims.in_force(host, self.agents[host].instance)
-        if transition(state, event).during_hold:
-            return (in_force,)
-        return (in_force, self.claims.no_hold())
+    def _listed(self, part: Part, event: Event) -> Place:
+        """An agent has listed its claims; the journal tells what a restored store has lost."""
+        place, claim = part.places[event.host], record(part.cell, event.host)
+        minds = list(place.minds)
+        minds[event.slot] = Mind(known=claim)
+        place = place._replace(minds=(minds[0], minds[1]))
+        if event.what == "noted":
+            return place._replace(journal=claim and (claim, not part.same))
+        if event.what == "listed":
+            return place._replace(lost=None if claim else place.lost, reverted=False)
+        before, newer = place.journal or (None, False)
+        lost = reverted = None
+        if before is not None and claim is None and before.state is not ClaimState.RESERVED:
+            lost = before
+        if before is not None and claim is not None:
+            reverted = newer and (before.state, claim.state) == (
+                ClaimState.ACTIVE,
+                ClaimState.REMOVING,
+            )
+        return place._replace(journal=None, lost=lost, reverted=bool(reverted))
 
-    def _send(
-        self, host: str, event: ClaimEvent, claim: Claim, change: Change, delivery: Delivery
-    ) -> None:
-        guards = self._guards(host, claim.state, event)
-        self.agents[host].sent[claim.name] = Sent(event, claim, guards, change)
-        self._send_again(host, claim.name, delivery)
+    # --- what must hold
 
-    def _send_again(self, host: str, name: Name, delivery: Delivery) -> None:
-        """An unknown outcome is settled by the very same transaction, and by nothing else."""
-        agent = self.agents[host]
-        sent = agent.sent[name]
-        txn = transaction(sent.guards, [sent.change])
-        if not self.send(txn, delivery):
-            return
-        try:
-            (answer,) = answers(sent.guards, [sent.change], self.etcd.txn(txn))
-        except Fenced:
-            self.crash(host)  # it drops all it had; enrolling again is a start
-            return
-        del agent.sent[name]
-        self._settled(host, sent, answer)
+    def check(self, cluster: Cluster, part: Part) -> None:
+        """No device of ours without its claim, and never two of them."""
+        ours = [p.device == "ours" or p.kernel == "creating" for p in part.places]
+        if all(ours):
+            raise Violation("two devices of one name")
+        if cluster.hold or not any(ours):
+            return  # what a restored store has forgotten is taken note of first
+        index = ours.index(True)
+        claim = record(part.cell, index)
+        if claim is None:
+            raise Violation(f"a device on {HOSTS[index]} and nobody holds its name there")
+        if claim.state not in _MAY_HAVE_A_DEVICE:
+            raise Violation(f"a device on {HOSTS[index]} behind a claim that is {claim.state}")
 
-    def _settled(self, host: str, sent: Sent, answer: Answer) -> None:
-        agent, name = self.agents[host], sent.claim.name
-        agent.refusals.pop(name, None)
-        if answer.error is not None:
-            assert isinstance(answer.error, Moved)
-            return
-        if answer.claim is None:
-            agent.known.pop(name, None)
-        else:
-            agent.known[name] = answer.claim
-            if sent.event is ClaimEvent.BEGIN:
-                self._order(host, Write.CREATE, answer.claim)
+    def check_settled(self, cluster: Cluster, part: Part) -> None:
+        """When nothing more happens by itself, nothing is left half done."""
+        if cluster.hold:
+            raise Violation("the hold is never lifted")
+        if hold_of(part.cell) is not None or part.late:
+            raise Violation("something is on its way for ever")
+        for index, place in enumerate(part.places):
+            self._check_settled_at(part, index, place)
 
-    def _order(self, host: str, write: Write, claim: Claim) -> None:
-        self.orders.append(Order(host, write, claim))
-        self.agents[host].waits_for.add(claim.name)
+    def _check_settled_at(self, part: Part, index: int, place: Place) -> None:
+        claim, host = record(part.cell, index), HOSTS[index]
+        if place.kernel or any(mind and (mind.sent or mind.waits) for mind in place.minds):
+            raise Violation(f"something is under way on {host} for ever")
+        if claim is None:
+            if place.device == "ours":
+                raise Violation(f"a device leaked on {host}")
+            if place.device and part.cell.name is None:
+                raise Violation(f"{host} does not adopt what it could")
+        elif claim.state not in (ClaimState.ACTIVE, ClaimState.DEFINED):
+            raise Violation(f"a claim on {host} sticks: {claim.state}")
+        elif (claim.state is ClaimState.ACTIVE) != bool(place.device):
+            there = place.device or "no"
+            raise Violation(f"a claim on {host} is {claim.state} with {there} device")
 
-    # Workers and the kernel.
-
-    def work(self, which: int) -> None:
-        """A worker begins an order: it has the generation's lock and the name's."""
-        order = self.orders.pop(which)
-        host, name, kernel = order.host, order.claim.name, self.kernels[order.host]
-        assert name not in kernel.creating | kernel.removing, "a second write in flight"
-        if order.write is Write.CREATE:
-            errno = kernel.begin_create(name)
-        else:
-            errno = None if name in kernel.devices else "ENOENT"
-            kernel.removing |= {name} & set(kernel.devices)
-        if errno is not None:
-            self._told(host, name, Refusal(order.write, errno, errno))
-
-    def _told(self, host: str, name: Name, refusal: Refusal | None) -> None:
-        """The agent that waits for it hears; after a crash nobody does."""
-        agent = self.agents.get(host)
-        if agent is not None and name in agent.waits_for:
-            agent.waits_for.discard(name)
-            if refusal is not None:
-                agent.refusals[name] = refusal
-
-    def finish(self, host: str, name: Name) -> None:
-        """The driver is done with what it was at."""
-        kernel = self.kernels[host]
-        if name in kernel.creating:
-            kernel.creating.discard(name)
-            kernel.devices[name] = True
-        else:
-            kernel.removing.discard(name)
-            kernel.devices.pop(name, None)
-        self._told(host, name, None)
-
-    def by_hand(self, host: str, name: Name) -> None:
-        """Somebody makes a device, or removes one, around us."""
-        kernel = self.kernels[host]
-        if name in kernel.devices and name not in kernel.removing:
-            del kernel.devices[name]
-        elif name not in kernel.devices and kernel.begin_create(name) is None:
-            kernel.creating.discard(name)
-            kernel.devices[name] = False
-
-    # What must hold after every step.
-
-    def check(self) -> None:
-        self._check_records()
-        for host, kernel in self.kernels.items():
-            ours = {name for name, is_ours in kernel.devices.items() if is_ours}
-            for name in ours | kernel.creating:
-                claim = self.record(host, name)
-                assert claim is not None, f"{name} lives on {host} and nobody holds its name"
-                assert claim.state in MAY_HAVE_A_DEVICE, f"{name} on {host}: {claim.state}"
-
-    def _check_records(self) -> None:
-        names = self.etcd.range(prefix(self.keys.names)).kvs
-        hosts = self.etcd.range(prefix(self.keys.hosts)).kvs
-        claims = {kv.key: kv for kv in hosts if "/claims/" in kv.key}
-        for kv in names:
-            value = decode(kv, NameValue)
-            assert isinstance(value, NameValue)
-            assert value.host is not None
-            claim_kv = claims.pop(self.keys.claim(value.host, Name(kv.key[-36:])))
-            _check_pair(kv, claim_kv)
-        assert not claims, f"claims without their names: {list(claims)}"
-
-    # When faults stop.
-
-    def drain(self) -> None:
-        """Everything that is on its way arrives, agents run, leases lapse: it must settle."""
-        while self.late:
-            self.arrive(0)
-        for host in HOSTS:
-            self.start(host)
-        for _ in range(40):
-            for host in HOSTS:
-                for name in self.names:
-                    self._drain_one(host, name)
-        for lease in self.etcd.leases():
-            self.etcd.expire(lease)
-        for host in HOSTS:
-            self._check_drained(host)
-
-    def _drain_one(self, host: str, name: Name) -> None:
-        kernel = self.kernels[host]
-        if host not in self.agents:
-            self.start(host)
-        self.hear(host, name)
-        self.step(host, name, Delivery.ANSWERED)
-        while self.orders:
-            self.work(0)
-        if name in kernel.creating or name in kernel.removing:
-            self.finish(host, name)
-
-    def _check_drained(self, host: str) -> None:
-        for name in self.names:
-            claim, there = self.record(host, name), name in self.kernels[host].devices
-            if claim is not None:
-                assert claim.state is ClaimState.ACTIVE, f"{name} on {host} sticks: {claim.state}"
-                assert there, f"{name} on {host} is active and has no device"
-            elif there:
-                assert not self.kernels[host].devices[name], f"{name} on {host} leaked"
+    def is_ready(self, part: Part) -> bool:
+        """Whether the hold may be lifted: no write in flight, each device has its claim or is a
+        conflict, and no claim without a device keeps a device from having it."""
+        for index, place in enumerate(part.places):
+            if place.kernel or any(m and (m.sent or m.waits) for m in place.minds):
+                return False
+            if place.device and record(part.cell, index) is None:
+                if part.cell.name is None or not part.places[1 - index].device:
+                    return False
+        return True
 
 
-def _check_pair(name: KeyValue, claim_kv: KeyValue) -> None:
-    """Name and claim share revision and lease; only a reservation hangs on one."""
-    claim = read_claim(claim_kv)
-    assert isinstance(claim, Claim)
-    assert (name.mod_revision, name.lease) == (claim_kv.mod_revision, claim_kv.lease)
-    assert bool(claim_kv.lease) == (claim.state is ClaimState.RESERVED)
+# --- small things
+
+
+def _with(cluster: Cluster, index: int, host: Host) -> Cluster:
+    hosts = list(cluster.hosts)
+    hosts[index] = host
+    return cluster._replace(hosts=(hosts[0], hosts[1]))
+
+
+def _slot(host: Host, which: int, slot: Slot | None) -> Host:
+    slots = list(host.slots)
+    slots[which] = slot
+    return host._replace(slots=(slots[0], slots[1]))
+
+
+def _sent(host: Host, which: int) -> Slot:
+    slot = host.slots[which]
+    assert slot is not None
+    return slot._replace(phase="sent")
+
+
+def _at(part: Part, index: int, place: Place) -> Part:
+    places = list(part.places)
+    places[index] = place
+    return part._replace(places=(places[0], places[1]))
+
+
+def _without(place: Place, which: int, rules: Rules) -> Place:
+    """An agent is gone; what it ordered may still be begun, until the next generation."""
+    mind = place.minds[which]
+    orphans = place.orphans
+    if mind is not None and mind.waits in ("create", "remove"):
+        orphans = tuple(sorted({*orphans, mind.waits}))
+    minds = list(place.minds)
+    minds[which] = None
+    del rules
+    return place._replace(minds=(minds[0], minds[1]), orphans=orphans)
+
+
+def _powered(part: Part, index: int) -> Part:
+    """Another boot: no device, no agent, and what is of this boot is of an earlier one."""
+    old = part.places[index]
+    journal = old.journal and (_before(old.journal[0]), old.journal[1])
+    place = Place(journal=journal, lost=old.lost and _before(old.lost), reverted=old.reverted)
+    minds = tuple(mind for mind in place.minds)
+    place = place._replace(minds=(minds[0], minds[1]))
+    late = tuple(
+        x._replace(recipe=_before_in(x.recipe)) if _is_of(x.recipe, index) else x
+        for x in part.late
+    )
+    then = part.then and rebooted(part.then, index)
+    return _at(part, index, place)._replace(
+        cell=rebooted(part.cell, index), late=_sorted(late), then=then
+    )
+
+
+def _is_of(recipe: Recipe, index: int) -> bool:
+    return recipe.claim is not None and recipe.claim.host == HOSTS[index]
+
+
+def _before_in(recipe: Recipe) -> Recipe:
+    assert recipe.claim is not None
+    return recipe._replace(claim=_before(recipe.claim))
+
+
+def _before(claim: Claim) -> Claim:
+    if claim.boot_id != NOW:
+        return claim
+    return msgspec.structs.replace(claim, boot_id=BEFORE)
+
+
+def _noted(place: Place) -> Place:
+    """What the journal has is not newer than a snapshot that is taken now."""
+    return place._replace(journal=place.journal and (place.journal[0], False))
+
+
+def _reported(part: Part) -> Part:
+    """The hold is lifted: a device whose name is another's is a conflict from here on."""
+    first, second = (
+        place._replace(device="foreign")
+        if place.device == "ours" and record(part.cell, index) is None
+        else place
+        for index, place in enumerate(part.places)
+    )
+    return part._replace(places=(first, second))
+
+
+def _given(place: Place) -> Place:
+    """The host is said to be fenced: what it has is not ours any more, if it runs all the same."""
+    device = place.device and "foreign"
+    kernel = {"creating": "given", "removing": "going"}.get(place.kernel, place.kernel)
+    minds = tuple(
+        mind._replace(waits="") if mind and mind.waits == "kernel" else mind for mind in place.minds
+    )
+    return place._replace(device=device, kernel=kernel, minds=(minds[0], minds[1]))
+
+
+def _is_evicted(claim: Claim) -> bool:
+    return claim.state is ClaimState.DEFINED and claim.boot_id is None
+
+
+def _changed(
+    part: Part,
+    cell: Cell,
+    touched: tuple[int, int],
+    places: list[Place],
+    late: Late | None = None,
+) -> Part:
+    """A name after a transaction. What can never be applied any more is forgotten."""
+    lates = part.late
+    wrote = cell != part.cell or touched != (0, 0)
+    if wrote and lates:
+        kept = (x._replace(recipe=aged(x.recipe, touched)) for x in lates)
+        lates = tuple(x for x in kept if not _is_void(x.recipe))
+    if late is not None:
+        lates = (*lates, late)
+    return Part(
+        cell, (places[0], places[1]), _sorted(lates), part.then, part.same and not wrote
+    )
+
+
+def _is_void(recipe: Recipe) -> bool:
+    if recipe.claim is not None:
+        return recipe.claim.revision != 30
+    return recipe.what in _OF_HOLDS
+
+
+@cache
+def _sorted(lates: tuple[Late, ...]) -> tuple[Late, ...]:
+    return tuple(sorted(lates, key=repr))
+
+
+def _whither(recipe: Recipe) -> str:
+    if recipe.what in ("reserve", "bind", "define", "move"):
+        return f" for {HOSTS[recipe.host]}, {recipe.wish}" if recipe.wish != "hold" else ""
+    return ""
+
+
+@cache
+def _requests(cell: Cell, budget: Budget) -> tuple[Recipe, ...]:
+    """What an operator may ask of a name as it stands."""
+    wishes = ("transient", "persistent", "autostart") if budget.persistent else ("transient",)
+    hold = hold_of(cell)
+    if cell.name is None:
+        asked = [Recipe("reserve", host=h, wish=wish) for h in (0, 1) for wish in wishes]
+        return (*asked, *([Recipe("reserve", wish="hold")] if budget.holds else []))
+    if hold is not None:
+        bound = [
+            Recipe(what, host=h, wish=wish)
+            for h in (0, 1)
+            for wish in wishes
+            for what in ("bind", "define")
+            if what == "bind" or wish != "transient"
+        ]
+        return (*bound, Recipe("cancel"))
+    (claim,) = (one for one in (record(cell, 0), record(cell, 1)) if one is not None)
+    return tuple(_of_claim(claim, HOSTS.index(claim.host), budget))
+
+
+def _of_claim(claim: Claim, index: int, budget: Budget) -> Iterator[Recipe]:
+    match claim.state:
+        case ClaimState.RESERVED:
+            yield Recipe("cancel", claim, host=index)
+        case ClaimState.ACTIVE:
+            yield Recipe("remove", claim, host=index)
+            if claim.persistent:
+                yield Recipe("stop", claim, host=index)
+        case ClaimState.DEFINED:
+            yield Recipe("remove", claim, host=index)
+            yield Recipe("start", claim, host=index)
+            yield Recipe("move", claim, host=1 - index)
+    del budget

@@ -210,7 +210,11 @@ class _Agent:
         action = decision.action
         if claim is None:
             yield from self._unclaimed(facts, action)
+        elif action is Action.REMOVE and self.here.hold and self.rules.hold:
+            return
         elif action is Action.REMOVE:
+            if self.here.hold:
+                raise Violation(f"{self.name} removes a device while the store is reconciled")
             order = self.mind._replace(waits="remove")
             yield self._step(DECIDE, "orders the removal of {name}", order)
             if self.budget.refusals:
@@ -322,7 +326,8 @@ class _Agent:
     def _work(self, kind: str) -> Iterator[Step]:
         idle = self.mind._replace(waits="")
         if self.rules.generations and not self.slot.gen:
-            yield self._step(WORK, "an order of {name} is of an older generation", idle)
+            what = "an order of {name} is of an older generation"
+            yield self._step(WORK, what, dies=True)
         elif self.rules.deadlines and not self.slot.fresh:
             yield self._step(WORK, "an order of {name} is past the session's deadline", idle)
         elif self.here.place.kernel in ("creating", "removing", "given"):
@@ -357,7 +362,7 @@ def _write(
 def _check_removal(here: Here) -> None:
     claim = record(here.cell, here.index)
     if here.hold:
-        raise Violation(f"{HOSTS[here.index]} removes a device while the store is reconciled")
+        return  # ordered before the restore: what it was ordered for is forgotten
     if claim is None or claim.state is not ClaimState.REMOVING:
         raise Violation(f"{HOSTS[here.index]} removes a device that nobody wants removed")
 

@@ -2,8 +2,8 @@
 
 Clusters and names are numbered as they are met, a state is those numbers in one integer, and
 what can happen next to a name in a cluster is found once, whatever the other name is at. Of the
-states that differ only in which name is called what, one is searched: no step asks which name it
-is.
+states that differ only in which name or which host is called what, one is searched: no step asks
+which it is.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from tests.model.mirror import mirrored, mirrored_cluster
 from tests.model.parts import NAMES, Cluster, Part, Violation
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Found:
         )
 
 
-@dataclass(frozen=True)
-class _Next:
+class _Next(NamedTuple):
     """What can follow: for each step its rank, the cluster, the name and what others react to.
 
     `part` is -1 where no name steps. A violation stands instead of what would come after it.
@@ -95,6 +95,8 @@ class Search:
         self._checked: dict[int, str] = {}
         self._ready: dict[int, bool] = {}
         self._settling: set[int] = set()
+        self._mirror: list[int] = []  # of each name that was numbered, its mirror image
+        self._cluster_mirror: list[int] = []
 
     def run(
         self,
@@ -109,8 +111,6 @@ class Search:
             self._clusters.number(Cluster()), [self._parts.number(Part())] * self._names
         )
         known = {first: 0}
-        order = array("Q" if self._names == 1 else "Q", [])
-        del order
         queue, parents = [first], array("l", [-1])
         at, level_end = 0, 1
         while at < len(queue) and found.states < states:
@@ -144,10 +144,37 @@ class Search:
     # --- states as numbers
 
     def _pack(self, cluster: int, parts: list[int]) -> int:
-        state = cluster
-        for part in sorted(parts):
-            state = state << _BITS | part
-        return state
+        """The number of a state, the same for all that differ only in what is called what."""
+        mirror = [self._mirror_of(part) for part in parts]
+        if len(parts) == 1:
+            straight = cluster << _BITS | parts[0]
+            return min(straight, self._mirror_of_cluster(cluster) << _BITS | mirror[0])
+        mirrored_ = self._joined(self._mirror_of_cluster(cluster), mirror)
+        return min(self._joined(cluster, parts), mirrored_)
+
+    def _joined(self, cluster: int, parts: list[int]) -> int:
+        first, second = parts
+        if second < first:
+            first, second = second, first
+        return cluster << 2 * _BITS | first << _BITS | second
+
+    def _mirror_of(self, part: int) -> int:
+        while part >= len(self._mirror):
+            self._mirror.append(-1)
+        other = self._mirror[part]
+        if other < 0:
+            other = self._parts.number(mirrored(self._parts.values[part]))
+            self._mirror[part] = other
+        return other
+
+    def _mirror_of_cluster(self, cluster: int) -> int:
+        while cluster >= len(self._cluster_mirror):
+            self._cluster_mirror.append(-1)
+        other = self._cluster_mirror[cluster]
+        if other < 0:
+            other = self._clusters.number(mirrored_cluster(self._clusters.values[cluster]))
+            self._cluster_mirror[cluster] = other
+        return other
 
     def _unpack(self, state: int) -> tuple[int, list[int]]:
         parts = []

@@ -683,7 +683,7 @@ def _requests(cell: Cell, budget: Budget) -> tuple[Recipe, ...]:
             for what in ("bind", "define")
             if what == "bind" or wish != "transient"
         ]
-        return (*bound, Recipe("cancel"))
+        return (*bound, Recipe("cancel", wish="hold"))
     (claim,) = (one for one in (record(cell, 0), record(cell, 1)) if one is not None)
     return tuple(_of_claim(claim, HOSTS.index(claim.host), budget))
 

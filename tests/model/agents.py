@@ -152,9 +152,8 @@ class _Agent:
         if not self.rules.fresh_scan:
             sight = self._sight(self.mind.known)[0].value
             if sight != self.mind.sight:
-                yield self._step(
-                    0, f"looks at {{name}}: {sight}", self.mind._replace(sight=sight)
-                )
+                seen = self.mind._replace(sight=sight)
+                yield self._step(HEAR, f"looks at {{name}}: {sight}", seen)
 
     def _learnt(self, place: Place, claim: Claim | None, *, newer: bool) -> Place:
         """What the journal takes down."""
@@ -303,7 +302,9 @@ class _Agent:
         mind = self.mind._replace(sent=None)
         if again:
             yield self._step(rank, f"{what}: taken, and it was in doubt", dies=True)
-        elif self.here.place.lost is not None and not self._is_ours():
+        elif self.here.hold or self._is_ours():
+            return  # who holds it may make way, or the watch will tell
+        elif self.here.place.lost is not None:
             place = self.here.place._replace(lost=None)
             yield self._step(rank, f"{what}: taken, a conflict", mind, place=place)
 

@@ -161,9 +161,9 @@ def _agents(recipe: Recipe) -> Change:  # noqa: PLR0911 - one transition an acti
     failure = Failure(error, lease=0)
     match what:
         case "begin":
-            return _CLAIMS.begin(claim, boot_id=NOW, now=TIME)
+            return _CLAIMS.begin(claim, boot_id=recipe.boot, now=TIME)
         case "configure":
-            return _CLAIMS.activate(claim, boot_id=NOW, now=TIME)
+            return _CLAIMS.activate(claim, boot_id=recipe.boot, now=TIME)
         case "abort":
             return _CLAIMS.abort(claim, failure, now=TIME)
         case "undo":
@@ -173,13 +173,13 @@ def _agents(recipe: Recipe) -> Change:  # noqa: PLR0911 - one transition an acti
         case "lose":
             return _CLAIMS.lose(claim, now=TIME)
         case "release":
-            return _CLAIMS.release(claim, boot_id=NOW, now=TIME)
+            return _CLAIMS.release(claim, boot_id=recipe.boot, now=TIME)
         case "restore":
             return _CLAIMS.restore(claim, error, now=TIME)
         case _:
             failed = failure if what == "fail and adopt" else None
             return _CLAIMS.adopt_over(
-                claim, parent=PARENT, type_=TYPE, boot_id=NOW, now=TIME, failure=failed
+                claim, parent=PARENT, type_=TYPE, boot_id=recipe.boot, now=TIME, failure=failed
             )
 
 
@@ -189,9 +189,9 @@ def _taking(recipe: Recipe) -> Change:
         assert recipe.value is not None
         return _CLAIMS.recall(NAME, host, recipe.value)
     if recipe.what == "claim":
-        return _CLAIMS.claim(NAME, "c", _wish(recipe), boot_id=NOW, now=TIME, by=None)
+        return _CLAIMS.claim(NAME, "c", _wish(recipe), boot_id=recipe.boot, now=TIME, by=None)
     return _CLAIMS.adopt_free(
-        NAME, "a", host=host, parent=PARENT, type_=TYPE, boot_id=NOW, now=TIME
+        NAME, "a", host=host, parent=PARENT, type_=TYPE, boot_id=recipe.boot, now=TIME
     )
 
 

@@ -173,6 +173,7 @@ class Recipe(NamedTuple):
     host: int = 0  # for whom; an agent's own
     value: ClaimValue | None = None
     wish: str = "transient"
+    boot: str = NOW  # in which an agent made it
 
 
 class Late(NamedTuple):

@@ -116,10 +116,10 @@ class World:
     def _start(self, cluster: Cluster, index: int, which: int) -> Iterator[Moved]:
         """A new generation of orders, and then the epoch is read."""
         host = cluster.hosts[index]
-        if (which and (not self.budget.zombies or host.slots[0] is None)) or (
-            host.session == "before"  # it may be a clone that is alive
-        ):
+        if which and not self._may_be_second(cluster, index):
             return
+        if host.session == "before":
+            return  # it may be a clone that is alive
         others = tuple(slot and slot._replace(gen=False) for slot in host.slots)
         slots = list(others)
         slots[which] = Slot("asking", read=True, force=False, gen=True, fresh=True)
@@ -127,6 +127,12 @@ class World:
         what = "a second agent starts" if which else "an agent starts"
         rank = 0 if any(host.slots) else START
         yield Moved(rank, f"{HOSTS[index]}: {what}", after, events=(Event("generation", index),))
+
+    def _may_be_second(self, cluster: Cluster, index: int) -> bool:
+        """A second agent beside the first, on one host at a time."""
+        first, _ = cluster.hosts[index].slots
+        alone = all(host.slots[1] is None for host in cluster.hosts)
+        return self.budget.zombies and first is not None and alone
 
     def _slot_steps(self, cluster: Cluster, index: int, which: int, slot: Slot) -> Iterator[Moved]:
         name = f"{HOSTS[index]}{'’s zombie' if which else ''}"
@@ -523,7 +529,10 @@ class World:
         for index, place in enumerate(part.places):
             if place.kernel or any(m and (m.sent or m.waits) for m in place.minds):
                 return False
-            if place.device and record(part.cell, index) is None:
+            claim = record(part.cell, index)
+            if place.device and claim is not None and claim.state not in _MAY_HAVE_A_DEVICE:
+                return False
+            if place.device and claim is None:
                 if part.cell.name is None or not part.places[1 - index].device:
                     return False
         return True
@@ -576,7 +585,7 @@ def _powered(part: Part, index: int) -> Part:
     minds = tuple(mind for mind in place.minds)
     place = place._replace(minds=(minds[0], minds[1]))
     late = tuple(
-        x._replace(recipe=_before_in(x.recipe)) if _is_of(x.recipe, index) else x
+        _before_in(x) if _is_of(x.recipe, index) else x
         for x in part.late
     )
     then = part.then and rebooted(part.then, index)
@@ -586,12 +595,16 @@ def _powered(part: Part, index: int) -> Part:
 
 
 def _is_of(recipe: Recipe, index: int) -> bool:
-    return recipe.claim is not None and recipe.claim.host == HOSTS[index]
+    claim = recipe.claim
+    return recipe.host == index if claim is None else claim.host == HOSTS[index]
 
 
-def _before_in(recipe: Recipe) -> Recipe:
-    assert recipe.claim is not None
-    return recipe._replace(claim=_before(recipe.claim))
+def _before_in(late: Late) -> Late:
+    recipe = late.recipe
+    boot = BEFORE if late.agent else recipe.boot
+    return late._replace(
+        recipe=recipe._replace(claim=recipe.claim and _before(recipe.claim), boot=boot)
+    )
 
 
 def _before(claim: Claim) -> Claim:

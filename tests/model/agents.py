@@ -50,10 +50,13 @@ _REVERTED = Refusal(Write.REMOVE, "ESTALE", "")
 
 
 class Here(NamedTuple):
-    """What a step on a host depends on. `room`: for one more late copy; `noted`: the journal is
-    needed still; `same`: nothing was written of the name since the snapshot."""
+    """What a step on a host depends on.
 
-    index: int
+    `at` is the host's place in `HOSTS`. `room`: for one more late copy; `noted`: the journal is
+    needed still; `same`: nothing was written of the name since the snapshot.
+    """
+
+    at: int
     host: Host
     hold: bool
     cell: Cell
@@ -64,8 +67,10 @@ class Here(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What happens to the name: the cell, whose claim moved, this host's place, a late copy, and
-    which slot dies of it (-1: none)."""
+    """What happens to a name on a host.
+
+    `touched` as in `Committed`; `dies` is the slot whose agent ends by it (-1: none).
+    """
 
     rank: int
     label: str
@@ -102,12 +107,12 @@ def steps_at(here: Here, budget: Budget, rules: Rules) -> Iterator[Step]:
 class _Agent:
     """The steps of one agent on a name."""
 
-    def __init__(  # noqa: PLR0917 - what a step depends on
+    def __init__(
         self, here: Here, which: int, slot: Slot, mind: Mind, budget: Budget, rules: Rules
     ) -> None:
         self.here, self.which, self.slot, self.mind = here, which, slot, mind
         self.budget, self.rules = budget, rules
-        self.name = f"{HOSTS[here.index]}{'’s zombie' if which else ''}"
+        self.name = f"{HOSTS[here.at]}{' (second agent)' if which else ''}"
 
     def steps(self) -> Iterator[Step]:
         yield from self._hear()
@@ -142,7 +147,7 @@ class _Agent:
     # What it hears.
 
     def _hear(self) -> Iterator[Step]:
-        claim = record(self.here.cell, self.here.index)
+        claim = record(self.here.cell, self.here.at)
         if claim != self.mind.known:
             refusal = self.mind.refusal if claim else None
             mind = self.mind._replace(known=claim, refusal=refusal)
@@ -161,7 +166,7 @@ class _Agent:
         place = place._replace(lost=lost, reverted=False)
         if not self.here.noted:
             return place
-        return place._replace(journal=claim and (claim, newer))
+        return place._replace(journal=(claim, newer) if claim else None)
 
     # What it makes of what it sees.
 
@@ -190,7 +195,7 @@ class _Agent:
             facts = self._facts(Sight.ABSENT, in_flight=in_flight, offers=True)
             yield from self._do(claim, facts, decide(claim, facts))
         if self.budget.callers and claim is None and not self.here.hold:
-            yield from self._send(Recipe("claim", host=self.here.index), again=False)
+            yield from self._send(Recipe("claim", host=self.here.at), again=False)
 
     def _facts(self, sight: Sight, *, in_flight: bool, offers: bool) -> Facts:
         refusal = self.mind.refusal or (_REVERTED if self.here.place.reverted else None)
@@ -225,16 +230,14 @@ class _Agent:
         elif action not in (Action.NOTHING, Action.WAIT):
             told = decision if decision.errno else None
             told = told and Decision(action, decision.errno)
-            yield from self._send(
-                Recipe(action.value, claim, told, self.here.index), again=False
-            )
+            yield from self._send(Recipe(action.value, claim, told, self.here.at), again=False)
 
     def _skips_begin(self, claim: Claim) -> bool:
         return not self.rules.begins and claim.state is ClaimState.CREATING
 
     def _unclaimed(self, facts: Facts, action: Action) -> Iterator[Step]:
         """A device without a claim, or a lost claim without a device."""
-        index, lost = self.here.index, self.here.place.lost
+        index, lost = self.here.at, self.here.place.lost
         if action is Action.ADOPT:
             recipe = Recipe("adopt", host=index)
             if lost is not None:
@@ -262,7 +265,7 @@ class _Agent:
         )
         yield from self._answered(recipe, done, again=again)
         if done.cell != self.here.cell or done.touched != (0, 0):
-            place = age_place(self.here.place, done.touched[self.here.index])
+            place = age_place(self.here.place, done.touched[self.here.at])
             sent = self._mind(place)._replace(sent=aged(recipe, done.touched))
             lost = f"{recipe.what} {{name}} (answer lost)"
             yield self._step(0, lost, sent, done=done, place=place)
@@ -310,12 +313,12 @@ class _Agent:
 
     def _is_ours(self) -> bool:
         """Claimed for this host a moment ago: the watch will tell."""
-        return record(self.here.cell, self.here.index) is not None
+        return record(self.here.cell, self.here.at) is not None
 
     def _made(self, what: str, rank: int, recipe: Recipe, done: Committed) -> Step:
         assert done.answer is not None
         claim = done.answer.claim
-        place = age_place(self.here.place, done.touched[self.here.index])
+        place = age_place(self.here.place, done.touched[self.here.at])
         newer = done.cell != self.here.cell or done.touched != (0, 0) or not self.here.same
         place = self._learnt(place, claim, newer=newer)
         orders = recipe.what in ("begin", "claim") and claim is not None
@@ -361,11 +364,11 @@ def _write(
 
 
 def _check_removal(here: Here) -> None:
-    claim = record(here.cell, here.index)
+    claim = record(here.cell, here.at)
     if here.hold:
         return  # ordered before the restore: what it was ordered for is forgotten
     if claim is None or claim.state is not ClaimState.REMOVING:
-        raise Violation(f"{HOSTS[here.index]} removes a device that nobody wants removed")
+        raise Violation(f"{HOSTS[here.at]} removes a device that nobody wants removed")
 
 
 # --- workers whose agent is gone, and the kernel
@@ -379,7 +382,7 @@ def _kernel(here: Here, budget: Budget, rules: Rules) -> Iterator[Step]:
 
 
 def _at(here: Here, rank: int, what: str, place: Place) -> Step:
-    return Step(rank, f"{HOSTS[here.index]}: {what}", here.cell, (0, 0), place)
+    return Step(rank, f"{HOSTS[here.at]}: {what}", here.cell, (0, 0), place)
 
 
 def _orphans(here: Here, budget: Budget, rules: Rules) -> Iterator[Step]:
@@ -389,7 +392,9 @@ def _orphans(here: Here, budget: Budget, rules: Rules) -> Iterator[Step]:
     for kind in here.place.orphans:
         left = tuple(each for each in here.place.orphans if each != kind)
         for _, what, place, _refusal in _write(here, kind, budget):
-            yield _at(here, 0, f"an order whose agent is gone: {what}", place._replace(orphans=left))
+            yield _at(
+                here, 0, f"an order whose agent is gone: {what}", place._replace(orphans=left)
+            )
 
 
 def _finish(here: Here, budget: Budget) -> Iterator[Step]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from coordinator.claims import Claims, Failure, Hold
-from coordinator.errors import LeaseGone, MdevnsError
+from coordinator.errors import MdevnsError
 from coordinator.memory import MemoryEtcd, Snapshot, _Granted
 from coordinator.model import (
     AfterRemoval,
@@ -52,7 +52,7 @@ from tests.model.parts import (
 if TYPE_CHECKING:
     from coordinator.model import ClaimValue
 
-__all__ = ["Committed", "age", "aged", "commit", "hold_of", "record", "recipe_event", "rebooted"]
+__all__ = ["Committed", "age", "aged", "commit", "hold_of", "rebooted", "recipe_event", "record"]
 
 _CLAIMS = Claims(KEYS)
 _AT = 40  # the store's revision when a transaction arrives
@@ -60,8 +60,10 @@ _FAILURES = {"abort", "undo", "refuse", "fail and adopt"}
 
 
 class Committed(NamedTuple):
-    """What a transaction did: the cell after it, and for each host whether its claim was moved
-    on or freed (0: neither); the answer, or why the whole was refused."""
+    """What a transaction did.
+
+    `touched` is, for each host, MOVED or GONE where its claim was moved on or freed, else 0.
+    """
 
     cell: Cell
     touched: tuple[int, int]
@@ -90,7 +92,7 @@ def hold_of(cell: Cell) -> Hold | None:
 
 def age(claim: Claim, touched: int) -> Claim:
     """What was read of a claim, after that has been moved on or freed. What is gone stays so."""
-    if not touched or claim.revision == GONE or touched == claim.revision:
+    if not touched or claim.revision in (GONE, touched):
         return claim
     return msgspec.structs.replace(claim, revision=touched)
 
@@ -195,7 +197,7 @@ def _taking(recipe: Recipe) -> Change:
     )
 
 
-def _operators(recipe: Recipe) -> Change:  # noqa: PLR0911 - one request a line
+def _operators(recipe: Recipe) -> Change:  # noqa: C901, PLR0911 - one request a line
     """The change of an operator's recipe."""
     claim, wish = recipe.claim, _wish(recipe)
     hold = Hold(NAME, "r", CURRENT, LEASE)
@@ -253,7 +255,7 @@ def _guards(recipe: Recipe, rules: Rules, *, agent: bool) -> tuple[Guard, ...]:
 
 
 @cache
-def commit(  # noqa: PLR0913 - what the answer depends on, no more
+def commit(
     cell: Cell,
     recipe: Recipe,
     rules: Rules,
@@ -308,7 +310,7 @@ def _store(cell: Cell, host: str, *, force: bool, session: bool, hold: bool) -> 
     kvs += [KeyValue(key, value, 1, 1, 1) for key, value in beside]
     leases = tuple((lease, _Granted(60, 60.0)) for lease in (LEASE, OTHER_LEASE))
     etcd = MemoryEtcd()
-    etcd.restore(Snapshot(_AT, 0, 0.0, 9, False, tuple(kvs), leases, ()))  # noqa: FBT003
+    etcd.restore(Snapshot(_AT, 0, 0.0, 9, False, tuple(kvs), leases, ()))
     return etcd
 
 
@@ -378,6 +380,3 @@ def value_of(claim: Claim, boot: str | None) -> ClaimValue:
     """The value with which a lost claim is put back: active where it has a device."""
     state = ClaimState.DEFINED if boot is None else ClaimState.ACTIVE
     return claim.as_recalled(state, claim.boot_id if boot is None else boot, TIME)
-
-
-_ = LeaseGone  # refused as any other error is

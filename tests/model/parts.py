@@ -217,7 +217,8 @@ class Place(NamedTuple):
 
 class Part(NamedTuple):
     """All there is of one name. `then` is its cell in the snapshot, `same` whether no
-    transition has been made since."""
+    transition has been made since.
+    """
 
     cell: Cell = Cell()
     places: tuple[Place, Place] = (Place(), Place())

@@ -103,6 +103,7 @@ class Search:
         *,
         states: int,
         every: int = 1,
+        tell_every: int = 100_000,
         told: Callable[[Found], None] = lambda _: None,
     ) -> Found:
         """Search up to so many states; every n-th is followed until it settles."""
@@ -128,13 +129,13 @@ class Search:
                     found.settled += 1
             except Violation as violation:
                 found.violation = str(violation)
-                found.trace = self._trace(queue, parents, at, found)
+                found.trace = self._trace(queue, parents, at, found.violation)
                 break
             at += 1
             found.states = at
             if at == level_end:
                 found.depth, level_end = found.depth + 1, len(queue)
-            if not at % 100_000:
+            if not at % tell_every:
                 found.seconds = time.monotonic() - began
                 told(found)
         found.seconds = time.monotonic() - began
@@ -217,9 +218,7 @@ class Search:
         key = cluster << _BITS | part
         steps = self._of_part.get(key)
         if steps is None:
-            moved = self._world.part_steps(
-                self._clusters.values[cluster], self._parts.values[part]
-            )
+            moved = self._world.part_steps(self._clusters.values[cluster], self._parts.values[part])
             steps = self._of_part[key] = [self._numbered(step) for step in moved]
         return steps
 
@@ -301,7 +300,7 @@ class Search:
 
     # --- how it came to that
 
-    def _trace(self, queue: list[int], parents: array[int], at: int, found: Found) -> list[str]:
+    def _trace(self, queue: list[int], parents: array[int], at: int, violation: str) -> list[str]:
         """The steps from the beginning, each name called the same from first to last."""
         path = []
         while at >= 0:
@@ -313,7 +312,7 @@ class Search:
         for state in path[1:]:
             line, cluster, parts = self._line(cluster, parts, state)
             lines.append(line)
-        return [*lines, *self._last(cluster, parts, found.violation)]
+        return [*lines, f"then: {violation}"]
 
     def _labelled(self, cluster: int, parts: list[int]) -> Iterator[tuple[str, _Next, list[int]]]:
         for step in self._cluster_steps(cluster):
@@ -332,8 +331,3 @@ class Search:
             if self._pack(step.cluster, after) == state:
                 return label, step.cluster, after
         raise AssertionError("a step that was made cannot be made again")
-
-    def _last(self, cluster: int, parts: list[int], violation: str) -> Iterator[str]:
-        """What follows when faults stop, where it is that which goes wrong."""
-        yield f"then: {violation}"
-        del cluster, parts

@@ -27,6 +27,7 @@ from tests.model.agents import (
     START,
     YIELD,
     Here,
+    Step,
     age_place,
     steps_at,
 )
@@ -71,7 +72,8 @@ class Event(NamedTuple):
 
 class Moved(NamedTuple):
     """A step: its place in the order in which things are done when faults stop (0: it need not
-    happen), what it is in the words of the protocol, and what has become of the cluster."""
+    happen), what it is in the words of the protocol, and what has become of the cluster.
+    """
 
     rank: int
     label: str
@@ -135,10 +137,10 @@ class World:
         return self.budget.zombies and first is not None and alone
 
     def _slot_steps(self, cluster: Cluster, index: int, which: int, slot: Slot) -> Iterator[Moved]:
-        name = f"{HOSTS[index]}{'’s zombie' if which else ''}"
+        name = f"{HOSTS[index]}{' (second agent)' if which else ''}"
         host = cluster.hosts[index]
         over = slot.phase == "live" and not (slot.force and slot.fresh)
-        died, event = self._died(host, which), Event("die", index, which)
+        died = self._died(host, which)
         what = "learns that its enrolment is over" if over else "is killed"
         yield Moved(
             LEARN if over else 0,
@@ -146,7 +148,6 @@ class World:
             _with(cluster, index, died),
             events=(Event("die", index, which),),
         )
-        del event
         if slot.phase != "live":
             yield from self._enrol(cluster, index, which, slot, name)
         elif slot.fresh and host.session != str(which):
@@ -191,9 +192,7 @@ class World:
             )
         if self.budget.late_enrolments and not host.late:
             late = _slot(host, which, slot._replace(phase="sent"))._replace(late=str(which))
-            yield Moved(
-                0, f"{name}: enrols (on its way for long)", _with(cluster, index, late)
-            )
+            yield Moved(0, f"{name}: enrols (on its way for long)", _with(cluster, index, late))
 
     def _applied(self, cluster: Cluster, index: int, which: int | None) -> Cluster:
         """An enrolment's transaction has been applied; None: of an agent that is gone."""
@@ -331,7 +330,7 @@ class World:
         )
 
     @cache  # noqa: B019 - a world lives as long as its search
-    def steps_at(self, here: Here) -> tuple[object, ...]:
+    def steps_at(self, here: Here) -> tuple[Step, ...]:
         return tuple(steps_at(here, self.budget, self.rules))
 
     def _stepped(
@@ -340,9 +339,7 @@ class World:
         if dies < 0:
             return Moved(rank, label, cluster, part)
         died = self._died(cluster.hosts[index], dies)
-        return Moved(
-            rank, label, _with(cluster, index, died), part, (Event("die", index, dies),)
-        )
+        return Moved(rank, label, _with(cluster, index, died), part, (Event("die", index, dies),))
 
     def _late_steps(self, cluster: Cluster, part: Part) -> Iterator[Moved]:
         for late in dict.fromkeys(part.late):
@@ -433,7 +430,7 @@ class World:
         index = event.host
         match event.what:
             case "die":
-                return _at(part, index, _without(part.places[index], event.slot, self.rules))
+                return _at(part, index, _without(part.places[index], event.slot))
             case "generation":
                 return self._new_generation(part, index)
             case "epoch" if self.rules.epoch_compares:
@@ -446,9 +443,7 @@ class World:
                 return _powered(part, index)
             case "snapshot":
                 places = tuple(map(_noted, part.places))
-                return part._replace(
-                    then=part.cell, same=True, places=(places[0], places[1])
-                )
+                return part._replace(then=part.cell, same=True, places=(places[0], places[1]))
             case "restore":
                 assert part.then is not None
                 return Part(part.then, part.places)
@@ -469,7 +464,7 @@ class World:
         minds[event.slot] = Mind(known=claim)
         place = place._replace(minds=(minds[0], minds[1]))
         if event.what == "noted":
-            return place._replace(journal=claim and (claim, not part.same))
+            return place._replace(journal=(claim, not part.same) if claim else None)
         if event.what == "listed":
             return place._replace(lost=None if claim else place.lost, reverted=False)
         before, newer = place.journal or (None, False)
@@ -525,7 +520,8 @@ class World:
 
     def is_ready(self, part: Part) -> bool:
         """Whether the hold may be lifted: no write in flight, each device has its claim or is a
-        conflict, and no claim without a device keeps a device from having it."""
+        conflict, and no claim without a device keeps a device from having it.
+        """
         for index, place in enumerate(part.places):
             if place.kernel or any(m and (m.sent or m.waits) for m in place.minds):
                 return False
@@ -565,7 +561,7 @@ def _at(part: Part, index: int, place: Place) -> Part:
     return part._replace(places=(places[0], places[1]))
 
 
-def _without(place: Place, which: int, rules: Rules) -> Place:
+def _without(place: Place, which: int) -> Place:
     """An agent is gone; what it ordered may still be begun, until the next generation."""
     mind = place.minds[which]
     orphans = place.orphans
@@ -573,7 +569,6 @@ def _without(place: Place, which: int, rules: Rules) -> Place:
         orphans = tuple(sorted({*orphans, mind.waits}))
     minds = list(place.minds)
     minds[which] = None
-    del rules
     return place._replace(minds=(minds[0], minds[1]), orphans=orphans)
 
 
@@ -584,10 +579,7 @@ def _powered(part: Part, index: int) -> Part:
     place = Place(journal=journal, lost=old.lost and _before(old.lost), reverted=old.reverted)
     minds = tuple(mind for mind in place.minds)
     place = place._replace(minds=(minds[0], minds[1]))
-    late = tuple(
-        _before_in(x) if _is_of(x.recipe, index) else x
-        for x in part.late
-    )
+    late = tuple(_before_in(x) if _is_of(x.recipe, index) else x for x in part.late)
     then = part.then and rebooted(part.then, index)
     return _at(part, index, place)._replace(
         cell=rebooted(part.cell, index), late=_sorted(late), then=then
@@ -658,9 +650,7 @@ def _changed(
         lates = tuple(x for x in kept if not _is_void(x.recipe))
     if late is not None:
         lates = (*lates, late)
-    return Part(
-        cell, (places[0], places[1]), _sorted(lates), part.then, part.same and not wrote
-    )
+    return Part(cell, (places[0], places[1]), _sorted(lates), part.then, part.same and not wrote)
 
 
 def _is_void(recipe: Recipe) -> bool:
@@ -698,10 +688,10 @@ def _requests(cell: Cell, budget: Budget) -> tuple[Recipe, ...]:
         ]
         return (*bound, Recipe("cancel", wish="hold"))
     (claim,) = (one for one in (record(cell, 0), record(cell, 1)) if one is not None)
-    return tuple(_of_claim(claim, HOSTS.index(claim.host), budget))
+    return tuple(_of_claim(claim, HOSTS.index(claim.host)))
 
 
-def _of_claim(claim: Claim, index: int, budget: Budget) -> Iterator[Recipe]:
+def _of_claim(claim: Claim, index: int) -> Iterator[Recipe]:
     match claim.state:
         case ClaimState.RESERVED:
             yield Recipe("cancel", claim, host=index)
@@ -713,4 +703,3 @@ def _of_claim(claim: Claim, index: int, budget: Budget) -> Iterator[Recipe]:
             yield Recipe("remove", claim, host=index)
             yield Recipe("start", claim, host=index)
             yield Recipe("move", claim, host=1 - index)
-    del budget

@@ -193,7 +193,8 @@ class _Agent:
             rank = 0
         if not self.rules.unknown_waits:
             facts = self._facts(Sight.ABSENT, in_flight=in_flight, offers=True)
-            yield from self._do(claim, facts, decide(claim, facts))
+            for step in self._do(claim, facts, decide(claim, facts)):
+                yield step._replace(rank=0)
         if self.budget.callers and claim is None and not self.here.hold:
             yield from self._send(Recipe("claim", host=self.here.at), again=False)
 

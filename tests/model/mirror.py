@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from coordinator.model import Claim, NameValue, decode, encode
-from coordinator.store import KeyValue
 from tests.model.parts import HOSTS, KEYS, NAME, Cell, Cluster, Late, Mind, Part, Place, Recipe
+
+if TYPE_CHECKING:
+    from coordinator.store import KeyValue
 
 __all__ = ["mirrored", "mirrored_cluster"]
 

@@ -43,9 +43,12 @@ __all__ = [
     "Budget",
     "Cell",
     "Cluster",
+    "Event",
     "Host",
     "Late",
     "Mind",
+    "Moved",
+    "Part",
     "Place",
     "Recipe",
     "Rules",
@@ -216,8 +219,9 @@ class Place(NamedTuple):
 
 
 class Part(NamedTuple):
-    """All there is of one name. `then` is its cell in the snapshot, `same` whether no
-    transition has been made since.
+    """All there is of one name.
+
+    `then` is its cell in the snapshot, `same` whether no transition has been made since.
     """
 
     cell: Cell = Cell()
@@ -225,3 +229,26 @@ class Part(NamedTuple):
     late: tuple[Late, ...] = ()
     then: Cell | None = None
     same: bool = False
+
+
+class Event(NamedTuple):
+    """What each name reacts to: what happened, to which host, to which of its agents."""
+
+    what: str
+    host: int = 0
+    slot: int = 0
+
+
+class Moved(NamedTuple):
+    """A step.
+
+    Its place in the order in which things are done when faults stop (0: it need not happen), what
+    it is in the words of the protocol, and what has become of the cluster and the name.
+    """
+
+    rank: int
+    label: str
+    cluster: Cluster
+    part: Part | None = None  # of the name whose step it is
+    events: tuple[Event, ...] = ()
+    when_ready: bool = False  # it waits until every name is ready for it

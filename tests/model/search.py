@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from tests.model.mirror import mirrored, mirrored_cluster
 from tests.model.parts import NAMES, Cluster, Part, Violation
+from tests.model.promises import check, check_settled, is_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.model.world import Event, Moved, World
+    from tests.model.parts import Event, Moved
+    from tests.model.world import World
 
 __all__ = ["Found", "Search"]
 
@@ -239,7 +241,7 @@ class Search:
     def _is_ready(self, part: int) -> bool:
         ready = self._ready.get(part)
         if ready is None:
-            ready = self._ready[part] = self._world.is_ready(self._parts.values[part])
+            ready = self._ready[part] = is_ready(self._parts.values[part])
         return ready
 
     # --- what must hold
@@ -256,7 +258,7 @@ class Search:
 
     def _wrong(self, cluster: int, part: int) -> str:
         try:
-            self._world.check(self._clusters.values[cluster], self._parts.values[part])
+            check(self._clusters.values[cluster], self._parts.values[part])
         except Violation as violation:
             return str(violation)
         return ""
@@ -274,9 +276,7 @@ class Search:
             if after is None:
                 cluster, parts = self._unpack(state)
                 for part in parts:
-                    self._world.check_settled(
-                        self._clusters.values[cluster], self._parts.values[part]
-                    )
+                    check_settled(self._clusters.values[cluster], self._parts.values[part])
                 break
             state = after
         self._settling.update(path)
@@ -286,12 +286,10 @@ class Search:
         cluster, parts = self._unpack(state)
         best, after = 0, None
         for step in self._cluster_steps(cluster):
-            if step.rank and (not best or step.rank < best):
-                if not step.when_ready or all(map(self._is_ready, parts)):
-                    best = step.rank
-                    after = self._pack(
-                        step.cluster, [self._reacted(part, step.events) for part in parts]
-                    )
+            ready = not step.when_ready or all(map(self._is_ready, parts))
+            if ready and step.rank and (not best or step.rank < best):
+                reacted = [self._reacted(part, step.events) for part in parts]
+                best, after = step.rank, self._pack(step.cluster, reacted)
         for index, part in enumerate(parts):
             for step in self._part_steps(cluster, part):
                 if step.rank and (not best or step.rank < best):

@@ -31,7 +31,11 @@ LEFT_OUT: dict[str, tuple[Rules, Budget, str]] = {
         replace(PLAIN, refusals=True),
         "nobody holds its name",
     ),
-    "a scan is begun after the claim was read": (Rules(fresh_scan=False), PLAIN, "on gpu0"),
+    "a scan is begun after the claim was read": (
+        Rules(fresh_scan=False),
+        replace(PLAIN, refusals=True),
+        "nobody holds its name",
+    ),
     "stale orders never run": (Rules(generations=False), PLAIN, "nobody holds its name"),
     "no write begins past the deadline": (
         Rules(deadlines=False),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.model.parts import NAMES, Cluster, Part, Violation
+from tests.model.promises import check, check_settled, is_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.model.world import Moved, World
+    from tests.model.parts import Moved
+    from tests.model.world import World
 
 __all__ = ["Choice", "Walk"]
 
@@ -37,7 +39,7 @@ class Walk:
     def choices(self) -> Iterator[Choice]:
         """Everything that can happen next."""
         for moved in self.world.cluster_steps(self.cluster):
-            if not moved.when_ready or all(map(self.world.is_ready, self.parts)):
+            if not moved.when_ready or all(map(is_ready, self.parts)):
                 yield Choice(-1, moved)
         for index, part in enumerate(self.parts):
             for moved in self.world.part_steps(self.cluster, part):
@@ -55,7 +57,7 @@ class Walk:
     def check(self) -> None:
         """What must hold in every state."""
         for part in self.parts:
-            self.world.check(self.cluster, part)
+            check(self.cluster, part)
 
     def settle(self) -> None:
         """Make what happens when faults stop, to its end, at which nothing is half done."""
@@ -68,4 +70,4 @@ class Walk:
         else:
             raise Violation("it never settles, though faults have stopped")
         for part in self.parts:
-            self.world.check_settled(self.cluster, part)
+            check_settled(self.cluster, part)

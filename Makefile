@@ -11,11 +11,15 @@ PYTHON ?= python3
 # KEEP=1 leaves the demo's cluster running.
 KEEP ?=
 
+# How far `make explore` goes with two names, and how many spaces it searches at once.
+STATES ?= 5000000
+PROCESSES ?= 1
+
 MADE := .venv/made
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv check clean constraints demo help kernel lab man pictures test
+.PHONY: .venv check clean constraints demo explore help kernel lab man pictures test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +37,11 @@ demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 lea
 
 test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows no skip)
 	@.venv/bin/pytest tests --ignore=tests/lab
+
+# The whole space of one name, and two names up to so many states; about half an hour.
+explore: $(MADE)  ## every interleaving of one name, and STATES=… of two (PROCESSES=2 at once)
+	@.venv/bin/python -m tests.model --names 1 --processes $(PROCESSES)
+	.venv/bin/python -m tests.model --names 2 --states $(STATES)
 
 # Two runs side by side, each with three guests of its own: one guest at a time is at work in each.
 # What the second says comes when it is over, or lines would mix.

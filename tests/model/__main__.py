@@ -9,36 +9,24 @@ states. Prints what was searched, and for a violation the shortest way to it; th
 from __future__ import annotations
 
 import argparse
-import gc
+import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
-from tests.model.search import Found, Search
-from tests.model.spaces import SPACES, Space
-from tests.model.world import World
+from tests.model.exploring import explore, say
+from tests.model.spaces import SPACES
 
-_EVERY = {1: 4, 2: 16}  # by the number of names: of so many states one is followed till it settles
-
-
-def _search(space: Space, names: int, states: int) -> Found:
-    gc.disable()  # nothing of a search is given back before its end
-
-    def tell(found: Found) -> None:
-        _say(f"  {space.title}: {found.line}")
-
-    search = Search(World(space.budget), names)
-    return search.run(states=states, every=_EVERY[names], told=tell, tell_every=1_000_000)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - printing is what it is run for
+if TYPE_CHECKING:
+    from tests.model.search import Found
+    from tests.model.spaces import Space
 
 
 def _report(space: Space, names: int, found: Found) -> bool:
     """Tell what a search has found; whether all is well."""
-    _say(f"{names} name{'s' if names > 1 else ''}, {space.title}: {found.line}")
+    say(f"{names} name{'s' if names > 1 else ''}, {space.title}: {found.line}")
     for line in found.trace:
-        _say(f"    {line}")
+        say(f"    {line}")
     return not found.violation
 
 
@@ -52,8 +40,9 @@ def main() -> int:
     options = parser.parse_args()
     spaces = [s for s in SPACES if options.names in s.names and options.only in s.title]
     well = bool(spaces)
-    with ProcessPoolExecutor(options.processes, max_tasks_per_child=1) as pool:
-        running = [pool.submit(_search, s, options.names, options.states) for s in spaces]
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, fresh, max_tasks_per_child=1) as pool:
+        running = [pool.submit(explore, s, options.names, options.states) for s in spaces]
         for space, future in zip(spaces, running, strict=True):
             found = future.result()
             well &= _report(space, options.names, found) and (found.whole or options.names > 1)

@@ -113,7 +113,7 @@ class Search:
         first = self._pack(
             self._clusters.number(Cluster()), [self._parts.number(Part())] * self._names
         )
-        known = {first: 0}
+        known = {first}
         queue, parents = [first], array("l", [-1])
         at, level_end = 0, 1
         while at < len(queue) and found.states < states:
@@ -122,7 +122,7 @@ class Search:
                 for succ in self._successors(state):
                     found.transitions += 1
                     if succ not in known:
-                        known[succ] = len(queue)
+                        known.add(succ)
                         queue.append(succ)
                         parents.append(at)
                 self._check(state)

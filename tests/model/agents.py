@@ -332,11 +332,14 @@ class _Agent:
         idle = self.mind._replace(waits="")
         if self.rules.generations and not self.slot.gen:
             what = "an order of {name} is of an older generation"
-            yield self._step(WORK, what, dies=True)
+            ends = self.rules.stale_ends
+            yield self._step(WORK, what, None if ends else idle, dies=ends)
         elif self.rules.deadlines and not self.slot.fresh:
             yield self._step(WORK, "an order of {name} is past the session's deadline", idle)
         elif self.here.place.kernel in ("creating", "removing", "given"):
             yield self._step(WORK, "an order of {name} finds another in flight", idle)
+        elif kind == "create" and self.here.hold and self.rules.hold:
+            raise Violation(f"{self.name} creates a device while the store is reconciled")
         else:
             for rank, what, place, refusal in _write(self.here, kind, self.budget):
                 waits = "" if refusal else "kernel"

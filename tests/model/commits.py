@@ -56,6 +56,7 @@ __all__ = ["Committed", "age", "aged", "commit", "hold_of", "rebooted", "recipe_
 
 _CLAIMS = Claims(KEYS)
 _AT = 40  # the store's revision when a transaction arrives
+_EXISTS = {"EEXIST", "eexist"}  # the latter is what a world without that rule calls it
 _FAILURES = {"abort", "undo", "refuse", "fail and adopt"}
 
 
@@ -372,7 +373,7 @@ def _check_outcome(recipe: Recipe, etcd: MemoryEtcd) -> None:
     assert recipe.claim is not None
     if etcd.range(get(KEYS.outcome(recipe.claim.request, NAME))).first is None:
         raise Violation(f"{recipe.what}: a request failed and nobody is told")
-    if recipe.what == "abort" and recipe.decision and recipe.decision.errno == "EEXIST":
+    if recipe.what == "abort" and recipe.decision and recipe.decision.errno in _EXISTS:
         raise Violation("a request was aborted because the name is there")
 
 

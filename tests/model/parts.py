@@ -93,6 +93,7 @@ class Rules:
     epoch_compares: bool = True  # each transaction of an agent compares its epoch
     evict_sees_no_session: bool = True  # an evict compares that the host has no session
     evict_compares: bool = True  # each batch of an evict compares the evict's epoch
+    stale_ends: bool = True  # an agent whose generation is over enrols again
     generations: bool = True  # an order of a generation that is over never begins
     deadlines: bool = True  # no write begins after the session may have lapsed
     hold: bool = True  # after a restore only what exists is noted

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from tests.model.mirror import mirrored, mirrored_cluster
-from tests.model.parts import NAMES, Cluster, Part, Violation
+from tests.model.parts import NAMES, Violation
 from tests.model.promises import check, check_settled, is_ready
+from tests.model.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from tests.model.parts import Event, Moved
+    from tests.model.parts import Cluster, Event, Moved, Part
     from tests.model.world import World
 
 __all__ = ["Found", "Search"]
@@ -104,14 +105,19 @@ class Search:
         self,
         *,
         states: int,
+        after: Sequence[str] = (),
         every: int = 1,
         tell_every: int = 100_000,
         told: Callable[[Found], None] = lambda _: None,
     ) -> Found:
-        """Search up to so many states; every n-th is followed until it settles."""
+        """Search up to so many states; every n-th is followed until it settles.
+
+        It begins where the steps in `after` lead from the empty cluster.
+        """
         found, began = Found(), time.monotonic()
+        walk = Walk(self._world, self._names).follow(*after)
         first = self._pack(
-            self._clusters.number(Cluster()), [self._parts.number(Part())] * self._names
+            self._clusters.number(walk.cluster), [self._parts.number(part) for part in walk.parts]
         )
         known = {first}
         queue, parents = [first], array("l", [-1])

@@ -34,15 +34,18 @@ class Space:
 
 
 SPACES = (
-    Space("a store that is restored", replace(PLAIN, restores=True), (1, 2)),
-    Space("late enrolments and callers", replace(PLAIN, late_enrolments=True, callers=True)),
-    Space("late copies and refusals", replace(PLAIN, late=1, refusals=True), (1, 2)),
-    Space("hosts that are evicted", replace(PLAIN, evicts=True)),
-    Space("devices made and removed by hand", replace(PLAIN, by_hand=True)),
-    Space("persistent names", replace(PLAIN, persistent=True)),
-    Space("a second agent on a host", replace(PLAIN, zombies=True)),
     Space("holds", replace(PLAIN, holds=True)),
+    Space("late enrolments", replace(PLAIN, late_enrolments=True)),
+    Space("callers on the host", replace(PLAIN, callers=True)),
+    Space("kernels that refuse", replace(PLAIN, refusals=True), (1, 2)),
+    Space("late copies", replace(PLAIN, late=1)),
+    Space("hosts that are evicted", replace(PLAIN, evicts=True)),
+    Space("persistent names", replace(PLAIN, persistent=True)),
+    Space("devices made and removed by hand", replace(PLAIN, by_hand=True)),
+    Space("a second agent on a host", replace(PLAIN, zombies=True)),
+    Space("a store that is restored", replace(PLAIN, restores=True), (1, 2)),
 )
+
 
 WIDEST = Budget(zombies=True, holds=True, callers=True, restores=True)
 """Every fault at once."""

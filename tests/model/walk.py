@@ -54,6 +54,12 @@ class Walk:
         for event in moved.events:
             self.parts = [self.world.react(part, event) for part in self.parts]
 
+    def follow(self, *labels: str) -> Walk:
+        """Make the steps that are so called, one after the other."""
+        for label in labels:
+            self.take(next(one for one in self.choices() if one.label == label))
+        return self
+
     def check(self) -> None:
         """What must hold in every state."""
         for part in self.parts:

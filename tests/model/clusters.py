@@ -10,7 +10,7 @@ from tests.model.parts import HOSTS, Budget, Cluster, Event, Host, Moved, Rules,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ClusterSteps", "died", "with_host"]
+__all__ = ["ClusterSteps", "died", "ended", "with_host"]
 
 
 class ClusterSteps:
@@ -76,7 +76,7 @@ class ClusterSteps:
             LEARN if over else 0,
             f"{name}: {what}",
             with_host(cluster, index, died(host, which)),
-            events=(Event("die", index, which),),
+            events=(ended(host, index, which),),
         )
         if slot.phase != "live":
             yield from self._enrol(cluster, index, which, slot, name)
@@ -206,7 +206,7 @@ class ClusterSteps:
         if not self.rules.hold:
             after = after._replace(hold=False)
         events = tuple(
-            Event("die", index, which)
+            ended(host, index, which)
             for index, host in enumerate(cluster.hosts)
             for which, slot in enumerate(host.slots)
             if slot is not None
@@ -228,6 +228,12 @@ def died(host: Host, which: int) -> Host:
         session="gone" if host.session == own else host.session,
         late="gone" if host.late == own else host.late,
     )
+
+
+def ended(host: Host, index: int, which: int) -> Event:
+    """What names hear of the end of an agent: nothing that was ordered in vain is left of it."""
+    slot = host.slots[which]
+    return Event("die" if slot is None or slot.gen else "die in vain", index, which)
 
 
 def with_host(cluster: Cluster, index: int, host: Host) -> Cluster:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.states import ClaimState
 from tests.model.agents import ARRIVE, EXPIRE, YIELD, Here, Step, age_place, steps_at
-from tests.model.clusters import died, with_host
+from tests.model.clusters import died, ended, with_host
 from tests.model.commits import aged, commit, hold_of, record
 from tests.model.parts import (
     CURRENT,
@@ -16,7 +16,6 @@ from tests.model.parts import (
     Budget,
     Cell,
     Cluster,
-    Event,
     Late,
     Moved,
     Part,
@@ -82,7 +81,11 @@ class NameSteps:
             return Moved(rank, label, cluster, part)
         after = died(cluster.hosts[index], dies)
         return Moved(
-            rank, label, with_host(cluster, index, after), part, (Event("die", index, dies),)
+            rank,
+            label,
+            with_host(cluster, index, after),
+            part,
+            (ended(cluster.hosts[index], index, dies),),
         )
 
     def _late_steps(self, cluster: Cluster, part: Part) -> Iterator[Moved]:

@@ -27,8 +27,11 @@ class Reactions:
         """What a name is after something that concerns all."""
         index = event.host
         match event.what:
-            case "die":
-                return _at(part, index, _without(part.places[index], event.slot))
+            case "die" | "die in vain":
+                place = _without(part.places[index], event.slot)
+                if event.what == "die in vain" and self.rules.generations:
+                    place = place._replace(orphans=part.places[index].orphans)
+                return _at(part, index, place)
             case "generation":
                 return self._new_generation(part, index)
             case "epoch" if self.rules.epoch_compares:

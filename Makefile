@@ -19,11 +19,15 @@ RUNS ?= 2000
 JOBS ?= 1
 LOG ?=
 
+# How far `make explore` goes with two names, and how many spaces it searches at once.
+STATES ?= 5000000
+PROCESSES ?= 1
+
 MADE := .venv/made
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv chaos check clean constraints demo help kernel lab man pictures sim test
+.PHONY: .venv chaos check clean constraints demo explore help kernel lab man pictures sim test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +49,11 @@ test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows
 # Not by pytest: it is long, and its table is what it is for.
 chaos: $(MADE)  ## faults on three etcd servers and hosts in containers (MINUTES=20, SEED=…, KEEP=1)
 	@.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
+
+# The whole space of one name, and two names up to so many states; about half an hour.
+explore: $(MADE)  ## every interleaving of one name, and STATES=… of two (PROCESSES=2 at once)
+	@.venv/bin/python -m tests.model --names 1 --processes $(PROCESSES)
+	.venv/bin/python -m tests.model --names 2 --states $(STATES)
 
 # Two runs side by side, each with three guests of its own: one guest at a time is at work in each.
 # What the second says comes when it is over, or lines would mix.

@@ -17,7 +17,7 @@ from agent.reconcile import Action, Decision, Refusal, Write
 from agent.threads import in_thread
 from agent.workers import Order, OrderKind
 from coordinator.claims import Failure
-from coordinator.errors import NameTaken
+from coordinator.errors import Fenced, NameTaken
 from coordinator.model import NIL, AfterRemoval, FindingKind, FindingValue, LastError
 from coordinator.states import ClaimEvent, ClaimState, transition
 
@@ -321,6 +321,11 @@ class Steps:
         )
         self._e.metrics.wrote(order, written)
         self._e.reporter.poke()
+        if written.why == "stale generation":
+            # Another agent has begun to enrol since, and may be gone: no order of ours begins
+            # any more, whatever the epoch says.
+            host = f"host {self._e.session.host}"
+            raise Fenced(host, "its orders are of an older generation", "this agent enrols again")
         return written
 
     def _refused(self, claim: Claim, write: Write, written: Written) -> Again:

@@ -15,6 +15,7 @@ from agent.journal import Journal, JournalFailed, journal_path
 from agent.local.mdevctl import Call
 from agent.notes import Notes
 from agent.simulated import SimulatedBus
+from agent.workers import Workers
 from coordinator.errors import Fenced, MdevnsError, NameTaken, TryAgain, Unreachable
 from coordinator.model import AfterRemoval, Removal, Wish
 from coordinator.states import ClaimState
@@ -503,3 +504,11 @@ async def test_a_permit_that_the_journal_did_not_take_is_none(host: Host) -> Non
             await mdevctl.pre("start")
         await mdevctl.start()
         assert host.devices() == {NAME}
+
+
+async def test_an_agent_whose_generation_is_over_enrols_again(host: Host) -> None:
+    """An agent that enrols after another one came and went makes what it is asked for."""
+    async with host.agent():
+        Workers(host.bus.spec, host.bus.run_dir).new_generation()
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))

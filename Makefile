@@ -12,10 +12,14 @@ PYTHON ?= python3
 KEEP ?=
 
 MADE := .venv/made
+# How many defects are tried side by side, whether by each kind of test, and which alone.
+JOBS ?= 2
+ALL ?=
+ONLY ?=
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv check clean constraints demo help kernel lab man pictures test
+.PHONY: .venv check clean constraints demo help kernel lab man mutants pictures test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +62,9 @@ kernel: $(MADE)  ## docs/kernel.md, from the rows of the conformance suite
 
 man: $(MADE)  ## the manual, a page a command, in build/man
 	@.venv/bin/python -m cli.manpages build/man
+
+mutants: $(MADE)  ## deliberate defects, each to be killed by a test (JOBS=2 ALL=1 ONLY="ID …")
+	@.venv/bin/python -m tests.mutants.run --jobs $(JOBS) $(if $(ALL),--all) $(ONLY)
 
 pictures: $(MADE)  ## the README's pictures, from a real run, in docs/pictures
 	@.venv/bin/python -m deploy.pictures docs/pictures

@@ -69,10 +69,13 @@ def _tried(trees: Trees, defect: Defect, *, every: bool) -> Trial:
 
 def _trials(trees: Trees, chosen: Sequence[Defect], *, jobs: int, every: bool) -> list[Trial]:
     trials = []
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         for trial in pool.map(partial(_tried, trees, every=every), chosen):
             print(line(trial), flush=True)  # noqa: T201 - a program of its own
             trials.append(trial)
+    finally:
+        pool.shutdown(cancel_futures=True)  # once interrupted, what is under way and no more
     return trials
 
 

@@ -14,20 +14,22 @@ KEEP ?=
 SEED ?=
 # How long chaos lasts.
 MINUTES ?= 20
-# How many schedules the simulation plays, how many at a time, and where it logs.
+# How many schedules the simulation plays, and whether it logs all.
 RUNS ?= 2000
-JOBS ?= 1
 LOG ?=
-
-# How far `make explore` goes with two names, and how many spaces it searches at once.
+# How far the search goes with two names.
 STATES ?= 5000000
-PROCESSES ?= 1
+# How many processes simulate, search or kill side by side.
+JOBS ?= 2
 
 MADE := .venv/made
+# Which of the deliberate defects are tried, and whether by each kind of test.
+ALL ?=
+ONLY ?=
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv chaos check clean constraints demo explore help kernel lab man pictures sim test
+.PHONY: .venv chaos check clean constraints demo explore help kernel lab man mutants pictures sim test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,8 +53,8 @@ chaos: $(MADE)  ## faults on three etcd servers and hosts in containers (MINUTES
 	@.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 
 # The whole space of one name, and two names up to so many states; about half an hour.
-explore: $(MADE)  ## every interleaving of one name, and STATES=… of two (PROCESSES=2 at once)
-	@.venv/bin/python -m tests.model --names 1 --processes $(PROCESSES)
+explore: $(MADE)  ## every interleaving of one name, and STATES=… of two (JOBS=2 at once)
+	@.venv/bin/python -m tests.model --names 1 --processes $(JOBS)
 	.venv/bin/python -m tests.model --names 2 --states $(STATES)
 
 # Two runs side by side, each with three guests of its own: one guest at a time is at work in each.
@@ -70,7 +72,7 @@ lab: $(MADE)  ## the same on real kernels, in QEMU guests
 	exit $$failed
 
 # RUNS schedules of fresh seeds, JOBS at a time; or one seed, or a file of schedules, again.
-sim: $(MADE)  ## search by simulation (RUNS=2000 JOBS=1), or play again: SEED=… (LOG=1 says all)
+sim: $(MADE)  ## search by simulation (RUNS=2000 JOBS=2), or play again: SEED=… (LOG=1 says all)
 	@.venv/bin/python -m tests.sim $(if $(SEED),--seed $(SEED),--runs $(RUNS) --jobs $(JOBS)) $(if $(LOG),--log)
 
 check: $(MADE)  ## ruff and mypy --strict over everything
@@ -83,6 +85,9 @@ kernel: $(MADE)  ## docs/kernel.md, from the rows of the conformance suite
 
 man: $(MADE)  ## the manual, a page a command, in build/man
 	@.venv/bin/python -m cli.manpages build/man
+
+mutants: $(MADE)  ## deliberate defects, each to be killed by a test (JOBS=2 ALL=1 ONLY="ID …")
+	@.venv/bin/python -m tests.mutants.run --jobs $(JOBS) $(if $(ALL),--all) $(ONLY)
 
 pictures: $(MADE)  ## the README's pictures, from a real run, in docs/pictures
 	@.venv/bin/python -m deploy.pictures docs/pictures

@@ -35,6 +35,14 @@ LEFT = pytest.StashKey[list[str]]()
 # Hypothesis would make CI's runs all alike; ours are to find new things and say how to repeat.
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True)
+# For the mutants: the first example that fails is enough, and is the same each time.
+hypothesis.settings.register_profile(
+    "first",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
 
 
 def pytest_configure() -> None:

@@ -360,3 +360,31 @@ async def test_a_lost_claim_is_put_back_only_while_its_name_is_free(
     (answer,) = await desk.make(desk.claims.recall(NAME, HOST, value))
     assert isinstance(answer.error, NameTaken)
     assert desk.records()[1] is None
+
+
+async def test_a_begin_that_changes_nothing_moves_the_revision_all_the_same(desk: Desk) -> None:
+    """What was decided before it is refused, although the claim reads as it did then."""
+    begun = await desk.creating()
+    again = await desk.made(desk.claims.begin(begun, boot_id="b1", now="t"))
+    assert again.value() == begun.value()
+    failure = Failure(ERROR, 0)
+    late = (
+        desk.claims.abort(begun, failure, now="t"),
+        desk.claims.undo(begun, failure, now="t"),
+    )
+    for change in late:
+        (answer,) = await desk.make(change)
+        assert isinstance(answer.error, Moved)
+    assert desk.records()[1] == again
+
+
+async def test_a_device_is_adopted_only_while_its_name_is_free(desk: Desk) -> None:
+    """Whoever holds the name keeps it, on whichever host the device is."""
+    held = await desk.active()
+    adopt = desk.claims.adopt_free(
+        NAME, "a", host=OTHER, parent=PARENT, type_=TYPE, boot_id="b", now="t"
+    )
+    (answer,) = await desk.make(adopt)
+    assert isinstance(answer.error, NameTaken)
+    assert desk.records() == (desk.records()[0], held)
+    assert desk.records(host=OTHER)[1] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from coordinator.errors import Fenced
@@ -14,12 +15,15 @@ from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn
 from coordinator.transactions import transaction
 from tests.support.desk import HOST, NAME, OTHER, PARENT, TYPE, Desk, name, wish
+from tests.support.faulty import Fate, FaultyStore
 from tests.support.virtual_time import pass_time, run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from coordinator.model import Name
+    from coordinator.store import Range, RangeResult
+    from coordinator.transactions import Change
 
 RESYNC = 100.0
 
@@ -27,21 +31,26 @@ RESYNC = 100.0
 class Watched:
     """A desk with an enrolled host and its informer; the test does things meanwhile."""
 
-    def __init__(self) -> None:
-        self.desk = Desk()
+    def __init__(self, desk: Desk | None = None) -> None:
+        self.desk = desk or Desk()
         self.session = self.desk.core.grant(100_000).id
         keys = self.desk.keys
         puts = (Put(keys.epoch(HOST), b"me"), Put(keys.session(HOST), b"{}", self.session))
         self.desk.core.txn(Txn(success=puts))
         self.told: list[Name] = []
+        self.states: list[ClaimState | None] = []
         self.informer = Informer(
             self.desk.store,
             keys,
             host=HOST,
             instance="me",
             resync=RESYNC,
-            changed=self.told.extend,
+            changed=self._changed,
         )
+
+    def _changed(self, names: frozenset[Name]) -> None:
+        self.told.extend(names)
+        self.states.extend(self.state(each) for each in names)
 
     def while_running(self, work: Coroutine[None, None, None]) -> None:
         """Run the informer and, once it has listed, `work`; the informer's errors are raised."""
@@ -62,8 +71,7 @@ class Watched:
     def state(self, which: Name = NAME) -> ClaimState | None:
         """The state of a claim as the informer knows it."""
         record = self.informer.get(which)
-        assert not isinstance(record, Unreadable)
-        return record.state if record else None
+        return record.state if isinstance(record, Claim) else None
 
 
 @pytest.fixture
@@ -94,13 +102,20 @@ def test_a_late_event_never_undoes_our_own_word(watched: Watched) -> None:
     desk = watched.desk
 
     async def work() -> None:
-        claim = await desk.creating()
-        newer = desk.claims.activate(claim, boot_id="b", now="t")
-        (answer,) = await desk.make(newer)
-        watched.informer.learn(NAME, answer.revision, answer.claim)
-        assert watched.state() is ClaimState.ACTIVE
+        # All in one turn of the loop, so the watch is behind our own transaction.
+        came = desk.claims.adopt_free(
+            NAME, "r", host=HOST, parent=PARENT, type_=TYPE, boot_id="b", now="t"
+        )
+        desk.core.txn(transaction((), [came]))
+        _, older = desk.records()
+        assert older is not None
+        newer = msgspec.structs.replace(
+            older, state=ClaimState.REMOVING, revision=older.revision + 1
+        )
+        watched.informer.learn(NAME, newer.revision, newer)
         await pass_time(1)
-        assert watched.state() is ClaimState.ACTIVE
+        assert watched.state() is ClaimState.REMOVING
+        assert ClaimState.ACTIVE not in watched.states
 
     watched.while_running(work())
 
@@ -118,6 +133,52 @@ def test_a_release_of_our_own_is_not_revived_by_an_older_event(watched: Watched)
         assert list(watched.informer.names()) == []
 
     watched.while_running(work())
+
+
+def test_what_is_deleted_is_told_and_gone(watched: Watched) -> None:
+    """A claim that the watch tells the end of is none any more, without another list."""
+    gone = asyncio.run(_active(watched.desk, NAME))
+
+    async def work() -> None:
+        await watched.desk.make(watched.desk.claims.lose(gone, now="t"))
+
+    watched.while_running(work())
+    assert list(watched.informer.names()) == []
+    assert watched.states[-1] is None
+    assert watched.desk.core.now < RESYNC
+
+
+class Gap(FaultyStore):
+    """A store in which something happens right after the first list."""
+
+    def __init__(self, desk: Desk, change: Change) -> None:
+        super().__init__(desk.store, lambda _: Fate.DELIVER)
+        self._desk, self._change = desk, change
+        self._has_happened = False
+
+    async def range(self, request: Range) -> RangeResult:
+        """As the inner store."""
+        result = await super().range(request)
+        if not self._has_happened:
+            self._has_happened = True
+            self._desk.core.txn(transaction((), [self._change]))
+        return result
+
+
+def test_what_comes_between_the_list_and_the_watch_is_told() -> None:
+    """The watch begins where the list ends, not where the store is by then."""
+    desk = Desk()
+    came = desk.claims.adopt_free(
+        NAME, "r", host=HOST, parent=PARENT, type_=TYPE, boot_id="b", now="t"
+    )
+    desk.store = Gap(desk, came)
+    watched = Watched(desk)
+
+    async def nothing() -> None:
+        """Nothing more happens."""
+
+    watched.while_running(nothing())
+    assert watched.state() is ClaimState.ACTIVE
 
 
 def test_after_a_compaction_it_lists_again_and_misses_nothing(watched: Watched) -> None:
@@ -166,6 +227,7 @@ def test_it_ends_when_the_enrolment_does(watched: Watched, what: str) -> None:
             await running
 
     run_virtual(fenced(), watched.desk.core)
+    assert watched.desk.core.now < RESYNC
 
 
 def test_a_record_that_cannot_be_read_stops_nothing_else(watched: Watched) -> None:

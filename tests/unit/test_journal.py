@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from agent.journal import Journal, JournalFailed, Permit, journal_path
@@ -328,3 +329,18 @@ async def test_a_reservation_is_not_lost_with_its_store(path: Path) -> None:
     notes.listed(4, [])
     assert (notes.claims, notes.lost) == ({}, {})
     await notes.close()
+
+
+async def test_another_process_of_the_same_pid_is_no_maker(path: Path, tmp_path: Path) -> None:
+    """A pid that the kernel gave to somebody else is not waited for; the maker has ended."""
+    proc = tmp_path / "proc"
+    (proc / "7").mkdir(parents=True)
+    rest = " ".join(["0"] * 18)
+    (proc / "7/stat").write_text(f"7 (mdevctl) S {rest} 41\n")
+    makers = Makers(Notes(Journal(path)), lambda: "b1", proc)
+    mine = msgspec.structs.replace(
+        claim(NAME, state=ClaimState.CREATING), maker=Maker(7, 41), boot_id="b1"
+    )
+    assert makers.may_write(NAME, mine)
+    (proc / "7/stat").write_text(f"7 (mdevctl) S {rest} 42\n")
+    assert not makers.may_write(NAME, mine)

@@ -273,3 +273,12 @@ def test_a_sight_is_as_asked_only_with_the_same_parent_and_type(presence: Presen
     }
     as_asked = [key for key, sight in sights.items() if sight is Sight.AS_ASKED]
     assert as_asked == ([(claim.parent, claim.type)] if presence is Presence.PRESENT else [])
+
+
+def test_of_a_device_without_a_type_nothing_is_known() -> None:
+    """Its create has not returned, so it is neither what was asked for nor another device."""
+    for state in ClaimState:
+        claim = claim_in(state, persistent=False, autostart=False, boot_id=BOOT)
+        for parent in (claim.parent, "elsewhere"):
+            assert sight_of(claim, Presence.PRESENT, parent, None) is Sight.UNKNOWN
+    assert sight_of(None, Presence.PRESENT, "elsewhere", None) is Sight.UNKNOWN

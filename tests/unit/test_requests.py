@@ -549,3 +549,36 @@ def test_many_refusals_are_explained_by_two_reads(scene: Scene) -> None:
     errors = [result.error for result in results]
     assert all(isinstance(e, NameTaken) and e.holder and e.holder.parent == "p0" for e in errors)
     assert len(reads) == 3  # the place, the names, their claims
+
+
+def test_giving_one_reservation_back_leaves_those_that_share_its_lease(scene: Scene) -> None:
+    """Each name is freed by itself: the lease holds others, and is left to lapse."""
+
+    async def story(client: Client) -> list[Result]:
+        first, second = await reserve(client, [NAME, name(2)], request="req", ttl=TTL)
+        assert isinstance(first.record, Hold)
+        assert isinstance(second.record, Hold)
+        assert first.record.lease == second.record.lease
+        return [await release(client, NAME)]
+
+    (released,) = scene.run(story)
+    assert released.error is None
+    assert scene.desk.records(NAME)[0] is None
+    assert scene.desk.records(name(2))[0] is not None
+
+
+def test_what_is_reserved_anew_after_a_revoked_lease_hangs_on_one_again(scene: Scene) -> None:
+    """A host that never begins it leaves nothing, whatever became of the first lease."""
+    host = scene.host(HOST, p0=4)
+
+    async def twice(client: Client) -> list[Result]:
+        await create(client, [ask(1)], ttl=TTL)
+        scene.hosts.clear()
+        scene.desk.core.expire(await client.leases.get(TTL))
+        return await create(client, [ask(2)], ttl=TTL, wait=False)
+
+    (result,) = scene.run(twice)
+    assert result.error is None
+    assert {claim.name for claim in host.claims_now()} == {name(1), name(2)}
+    scene.desk.core.advance(2 * TTL)
+    assert {claim.name for claim in host.claims_now()} == {name(1)}

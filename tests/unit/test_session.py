@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from coordinator.clock import SystemClock
 from coordinator.errors import NotAllowed
 from coordinator.model import IdentityValue, SessionValue, decode
 from coordinator.session import Enroller, Session
+from coordinator.store import Put, Txn
 from tests.support.desk import HOST, Desk
 from tests.support.faulty import Fate, FaultyStore
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import pass_time, run_virtual
 
 if TYPE_CHECKING:
-    from coordinator.store import Store, Txn
+    from collections.abc import Awaitable
 
+    from coordinator.store import Lease, Store, TxnResult
+
+T = TypeVar("T")
 TTL = 9
 
 
@@ -188,3 +194,112 @@ def test_the_deadline_is_never_later_than_the_lease(desk: Desk) -> None:
     assert desk.kv(desk.keys.session(HOST)) is not None
     desk.core.advance(0.02)
     assert not session.alive
+
+
+def test_a_late_copy_of_an_enrolment_fences_nobody(desk: Desk) -> None:
+    """It compares the epoch that was read, which its successor has replaced."""
+    store = FaultyStore(desk.store, lambda txn: Fate.DELAY if txn.compares else Fate.DELIVER)
+
+    async def killed() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await enroller(desk, store=store).enrol()
+        assert store.late
+
+    async def then_late() -> Session:
+        await killed()
+        session = await enroller(desk, seed=2).enrol()
+        await store.release_late()
+        return session
+
+    session = run_virtual(then_late(), desk.core)
+    assert epoch(desk) == session.instance.encode()
+
+
+def test_a_machine_that_enrols_under_two_names_at_once_gets_one(desk: Desk) -> None:
+    """Both find it free, and its record is compared where it is written."""
+
+    async def both() -> list[Session | BaseException]:
+        enrolling = (enroller(desk, host=host, seed=len(host)).enrol() for host in (HOST, "gpu009"))
+        return list(await asyncio.gather(*enrolling, return_exceptions=True))
+
+    ends = run_virtual(both(), desk.core)
+    assert sorted(type(end).__name__ for end in ends) == ["NotAllowed", "Session"]
+
+
+def test_another_machine_does_not_take_the_name_of_a_host_that_is_down(desk: Desk) -> None:
+    """A host whose session has lapsed keeps its name, until it is forgotten."""
+    first = run_virtual(enroller(desk).enrol(), desk.core)
+    desk.core.expire(first.lease)
+    with pytest.raises(NotAllowed, match="another machine"):
+        run_virtual(enroller(desk, machine="m2", product="p2").enrol(), desk.core)
+    assert epoch(desk) == first.instance.encode()
+
+
+class Slow(FaultyStore):
+    """A store whose answers take a while, after what was asked for is done."""
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        """As the inner store, and late."""
+        return await _late(super().txn(txn))
+
+    async def grant(self, ttl: int) -> Lease:
+        """As the inner store, and late."""
+        return await _late(super().grant(ttl))
+
+    async def keep_alive(self, lease: int) -> int:
+        """As the inner store, and late."""
+        return await _late(super().keep_alive(lease))
+
+
+async def _late(answer: Awaitable[T]) -> T:
+    told = await answer
+    await pass_time(1.0)
+    return told
+
+
+def ends(desk: Desk, session: Session) -> float:
+    """When the store ends the session, on its clock."""
+    while desk.kv(desk.keys.session(HOST)) is not None:
+        desk.core.advance(0.1)
+    assert not session.alive, "it thinks itself alive when it is gone"
+    return desk.core.now
+
+
+def test_the_time_that_answers_take_is_not_added_to_the_deadline(desk: Desk) -> None:
+    """A session is never thought alive that is gone, be its enrolment or its keepalives slow."""
+    store = Slow(desk.store, lambda _: Fate.DELIVER)
+
+    async def enrol_and_keep(seconds: float) -> Session:
+        session = await enroller(desk, store=store).enrol()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await session.keep(TTL)
+        return session
+
+    for seconds in (0.1, 2.0 * TTL):
+        session = run_virtual(enrol_and_keep(seconds), desk.core)
+        assert session.deadline <= ends(desk, session)
+
+
+def test_the_machines_clock_is_the_one_that_goes_on_while_it_sleeps() -> None:
+    """CLOCK_BOOTTIME, on which workers and sessions count their deadlines; nobody can set it."""
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    read = SystemClock().boottime()
+    assert before <= read <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_a_late_copy_of_an_enrolment_ends_no_evict(desk: Desk) -> None:
+    """The evict has written another epoch than the one that was read, and nothing else."""
+    store = FaultyStore(desk.store, lambda txn: Fate.DELAY if txn.compares else Fate.DELIVER)
+
+    async def killed_evicted_and_late() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await enroller(desk, store=store).enrol()
+        desk.core.txn(Txn(success=(Put(desk.keys.epoch(HOST), b"evict-1"),)))
+        await store.release_late()
+
+    run_virtual(killed_evicted_and_late(), desk.core)
+    assert epoch(desk) == b"evict-1"
+    assert desk.kv(desk.keys.session(HOST)) is None

@@ -182,6 +182,20 @@ def test_an_unreadable_parent_makes_blind(tree: TreeBuilder, bus: SysfsBus) -> N
     assert scan.presence(N2) is Presence.PRESENT
 
 
+def test_an_unbound_parent_that_cannot_be_read_makes_blind(
+    tree: TreeBuilder, bus: SysfsBus
+) -> None:
+    """Its link in the class is gone, and what is still in its directory cannot be seen."""
+    home = tree.parent(P0)
+    bus.scan()
+    (tree.classes / P0).unlink()
+    home.rmdir()
+    home.symlink_to(home.name)  # ELOOP, which root meets as well
+    scan = bus.scan()
+    assert scan.blind == {P0}
+    assert scan.presence(N1) is Presence.UNKNOWN
+
+
 def test_a_parent_that_is_gone_makes_not_blind(tree: TreeBuilder, bus: SysfsBus) -> None:
     """A remembered parent whose directory is gone has no device in it."""
     home = tree.parent(P0)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent import simulated
+from agent import locks, simulated
 from agent.bus import Presence
 from agent.locks import AgentLock, Generation, NameLock, names_in_flight
 from agent.simulated import SimulatedBus
@@ -209,7 +211,8 @@ async def test_a_parent_takes_so_many_and_no_other_waits(
     simulated.tune(host, P0, latency=LONG)
     orders = [asyncio.create_task(workers.order(create(n), deadline=never)) for n in (N1, N2, N3)]
     await wait_until_async(lambda: is_under_way(bus, N1) and is_under_way(bus, N2))
-    assert (await workers.order(create(N4, P1), deadline=never)).errno is None
+    async with asyncio.timeout(10.0):
+        assert (await workers.order(create(N4, P1), deadline=never)).errno is None
     assert not is_under_way(bus, N3)
     assert workers.in_flight() == {N1, N2, N3}
     simulated.let_go(host, N1)
@@ -517,6 +520,27 @@ class TestGate:
         assert seen == [{N1}, {N1}]
         assert not names_in_flight(bus.run_dir)
 
+    def test_the_generation_is_held_until_the_lock_is_taken(self, bus: SimulatedBus) -> None:
+        """Else an agent could enrol between the two, and see neither order nor write."""
+        gate = Generation(bus.run_dir)
+        order = message(N1, generation=gate.renew())
+        lock_file = bus.run_dir / "names" / N1
+        ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent to who holds a file's lease
+        leased = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            # Whoever opens the lock's file waits (fcntl(2), leases) until this is let go.
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            with ThreadPoolExecutor() as pool:
+                carried_out = pool.submit(carry_out, bus, bus.run_dir, order, lambda: None)
+                wait_until(lambda: fcntl.fcntl(leased, fcntl.F_GETLEASE) != fcntl.F_WRLCK)
+                is_held = locks._is_taken(bus.run_dir / "generation")
+                fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+                os.close(leased)
+                assert carried_out.result(10.0)["begun"]
+                assert is_held
+        finally:
+            signal.signal(signal.SIGIO, ignored)
+
     def test_a_taken_name(self, bus: SimulatedBus) -> None:
         """A name whose lock is taken is in flight, whoever took it."""
         number = Generation(bus.run_dir).renew()
@@ -532,3 +556,31 @@ class TestGate:
         order = message(N1, generation=number, attrs=[("a\0b", "1")])
         answer = carry_out(bus, bus.run_dir, order, self.nothing)
         assert (answer["errno"], answer["attribute"]) == ("EINVAL", "a\0b")
+
+
+async def test_a_stop_that_waits_lets_nothing_begin_meanwhile(bus: SimulatedBus) -> None:
+    """What a worker has in hand and has not begun is refused although the agent is there still."""
+    workers = Workers(bus.spec, bus.run_dir)
+    workers.new_generation()
+    assert (await workers.order(create(N1), deadline=never)).errno is None
+    (process,) = workers._processes
+    os.kill(process.pid, signal.SIGSTOP)
+    order = asyncio.create_task(workers.order(create(N2), deadline=never))
+    await wait_until_async(lambda: process.is_asked)
+    stop = asyncio.create_task(workers.stop(10.0))
+    await wait_until_async(lambda: workers._generation == 0)
+    os.kill(process.pid, signal.SIGCONT)
+    answer = await order
+    assert (answer.begun, answer.why) == (False, "stale generation")
+    await stop
+    assert set(bus.scan().devices) == {N1}
+
+
+async def test_a_place_is_given_back_for_the_next(bus: SimulatedBus) -> None:
+    """A parent that takes one write at a time takes one after the other."""
+    workers = Workers(bus.spec, bus.run_dir, per_parent=1)
+    workers.new_generation()
+    async with asyncio.timeout(10.0):
+        for name in (N1, N2, N3):
+            assert (await workers.order(create(name), deadline=never)).errno is None
+    await workers.stop(5.0)

@@ -38,7 +38,7 @@ demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 lea
 test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows no skip)
 	@.venv/bin/pytest tests --ignore=tests/lab
 
-# The whole space of one name, and two names up to so many states; about half an hour.
+# One name to the end, space by space, and two names up to so many states; about an hour.
 explore: $(MADE)  ## every interleaving of one name, and STATES=… of two (PROCESSES=2 at once)
 	@.venv/bin/python -m tests.model --names 1 --processes $(PROCESSES)
 	.venv/bin/python -m tests.model --names 2 --states $(STATES)

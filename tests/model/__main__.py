@@ -3,7 +3,8 @@
     python -m tests.model [--names N] [--states N] [--processes N] [--only WORD]
 
 With one name each of `SPACES` that ends within reach is searched to its end; the others, and two
-names, up to so many states. Prints what was searched, and for a violation the shortest way to it; then it ends with 1.
+names, up to so many states. Prints what was searched, and for a violation the shortest way to it;
+then it ends with 1.
 """
 
 from __future__ import annotations

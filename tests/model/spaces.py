@@ -31,6 +31,7 @@ class Space:
     title: str
     budget: Budget
     names: tuple[int, ...] = (1,)
+    ends: bool = True  # whether the end of it with one name is within reach, and was reached
 
 
 SPACES = (
@@ -42,8 +43,8 @@ SPACES = (
     Space("hosts that are evicted", replace(PLAIN, evicts=True)),
     Space("persistent names", replace(PLAIN, persistent=True)),
     Space("devices made and removed by hand", replace(PLAIN, by_hand=True)),
-    Space("a second agent on a host", replace(PLAIN, zombies=True)),
-    Space("a store that is restored", replace(PLAIN, restores=True), (1, 2)),
+    Space("a second agent on a host", replace(PLAIN, zombies=True), ends=False),
+    Space("a store that is restored", replace(PLAIN, restores=True), (1, 2), ends=False),
 )
 
 

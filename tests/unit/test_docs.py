@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from cli.main import COMMANDS, load
+from tests.mutants.defects import defects
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +39,15 @@ def test_the_tests_that_the_protocol_names_exist() -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     for name in re.findall(r"`(test_\w+)", read("docs/protocol.md")):
         assert f"def {name}" in tests or list((ROOT / "tests").rglob(f"{name}.py")), name
+
+
+def test_the_defects_that_the_protocol_names_exist() -> None:
+    """What is shown by a deliberate defect is shown by one that is tried."""
+    table = read("docs/protocol.md").partition("## What stands in etcd")[0]
+    shown = [line.split("|")[3] for line in table.splitlines() if line.startswith("| ")][1:]
+    named = re.findall(r"`([a-z]+(?:-[a-z]+)+)`", " ".join(shown))
+    assert len(named) > 50
+    assert set(named) <= {defect.id for defect in defects()}
 
 
 def test_every_dependency_has_a_reason() -> None:

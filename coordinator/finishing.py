@@ -199,8 +199,8 @@ class _Pass:
         if one.alive:
             return TryAgain(what, "its agent has not told yet that all is noted", "try again")
         hint = (
-            f"start it; if it never comes back: mdevns evict {host} --confirm-fenced, or where "
-            f"it holds no name: mdevns hosts forget {host}"
+            f"start it; if it never comes back: mdevns evict {host} --confirm-fenced "
+            f"--reason TEXT, or where it holds no name: mdevns hosts forget {host}"
         )
         return TryAgain(what, "its agent was not seen since the restore began", hint)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.mutants.defects import Defect
 
-__all__ = ["ROOT", "Fate", "Trees", "Verdict", "failing", "judge", "try_to_kill"]
+__all__ = ["ROOT", "Fate", "Trees", "Verdict", "end_all_of", "failing", "judge", "try_to_kill"]
 
 ROOT = Path(__file__).parents[2]
 SELECTION_SECONDS = 180.0  # for one selection of tests
@@ -151,7 +151,20 @@ def _run(tree: Path, selection: str, seconds: float, began: float) -> Verdict:
         return Verdict(Fate.HUNG, time.monotonic() - began, output=_interrupt(process))
     finally:
         process.kill()
+        end_all_of(tree)
     return judge(process.returncode, output.decode(errors="replace"), time.monotonic() - began)
+
+
+def end_all_of(tree: Path) -> None:
+    """End every process that names a tree on its command line.
+
+    Workers outlive their agent, and a pytest that was killed swept nothing.
+    """
+    named = re.compile(re.escape(os.fsencode(tree)) + rb"['/\0]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if named.search((process / "cmdline").read_bytes()):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def judge(returncode: int, output: str, seconds: float) -> Verdict:

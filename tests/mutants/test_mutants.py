@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.mutants.defects import Defect, Stale, defects
-from tests.mutants.killing import ROOT, Fate, Trees, judge, try_to_kill
+from tests.mutants.killing import ROOT, Fate, Trees, end_all_of, judge, try_to_kill
 from tests.mutants.run import Trial, failed, suites
 
 if TYPE_CHECKING:
@@ -89,3 +91,19 @@ def test_each_kind_of_test_is_asked_for_itself(tmp_path: Path) -> None:
     (tmp_path / "tests/model").mkdir(parents=True)
     asked = suites(made_up("a", "b"), every=True, root=tmp_path)
     assert asked == {"tests": ["tests/unit/test_placement.py"], "model": ["tests/model"]}
+
+
+def test_what_a_killed_pytest_has_left_is_ended(tmp_path: Path) -> None:
+    """A worker that hangs goes with the copy that it was started from, and nobody else's."""
+    tree, other = tmp_path / "one", tmp_path / "one-more"
+    code = "import time; time.sleep(600)"
+    left, stays = (
+        subprocess.Popen(["python3", "-c", code, f"in {place!s}/run"]) for place in (tree, other)
+    )
+    try:
+        end_all_of(tree)
+        assert left.wait(10) == -signal.SIGKILL
+        assert stays.poll() is None
+    finally:
+        stays.kill()
+        stays.wait()

@@ -86,7 +86,7 @@ def age_place(place: Place, touched: int) -> Place:
     if not touched:
         return place
     first, second = (mind and _aged(mind, touched) for mind in place.minds)
-    return place._replace(minds=(first, second))
+    return place._replace(minds=(first, second), reverted=place.reverted and "moved")
 
 
 def _aged(mind: Mind, touched: int) -> Mind:
@@ -163,7 +163,7 @@ class _Agent:
     def _learnt(self, place: Place, claim: Claim | None, *, newer: bool) -> Place:
         """What the journal takes down."""
         lost = None if claim else place.lost
-        place = place._replace(lost=lost, reverted=False)
+        place = place._replace(lost=lost, reverted="")
         if not self.here.noted:
             return place
         return place._replace(journal=(claim, newer) if claim else None)
@@ -199,7 +199,9 @@ class _Agent:
             yield from self._send(Recipe("claim", host=self.here.at), again=False)
 
     def _facts(self, sight: Sight, *, in_flight: bool, offers: bool) -> Facts:
-        refusal = self.mind.refusal or (_REVERTED if self.here.place.reverted else None)
+        refusal = self.mind.refusal
+        if refusal is None and self.here.place.reverted in ("stands", "moved"):
+            refusal = _REVERTED
         if not self.rules.exists_waits and refusal == _EXISTS:
             refusal = replace(_EXISTS, errno="eexist")
         return Facts(
@@ -369,6 +371,8 @@ def _write(
 
 def _check_removal(here: Here) -> None:
     claim = record(here.cell, here.at)
+    if here.place.reverted in ("stands", "forgotten"):
+        raise Violation(f"{HOSTS[here.at]} removes a device whose removal had failed")
     if here.hold:
         return  # ordered before the restore: what it was ordered for is forgotten
     if claim is None or claim.state is not ClaimState.REMOVING:

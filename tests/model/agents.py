@@ -267,6 +267,15 @@ class _Agent:
             hold=self.here.hold,
         )
         yield from self._answered(recipe, done, again=again)
+        if self.budget.unanswered:
+            yield from self._unanswered(recipe, done, again=again)
+        if self.here.room:
+            sent = self.mind._replace(sent=recipe)
+            told = f"{recipe.what} {{name}} (on its way for long)"
+            yield self._step(0, told, sent, late=Late(agent=True, recipe=recipe))
+
+    def _unanswered(self, recipe: Recipe, done: Committed, *, again: bool) -> Iterator[Step]:
+        """It was applied, or not, and nobody is told."""
         if done.cell != self.here.cell or done.touched != (0, 0):
             place = age_place(self.here.place, done.touched[self.here.at])
             sent = self._mind(place)._replace(sent=aged(recipe, done.touched))
@@ -275,10 +284,6 @@ class _Agent:
         if not again:
             sent = self.mind._replace(sent=recipe)
             yield self._step(0, f"{recipe.what} {{name}} (lost on its way)", sent)
-        if self.here.room:
-            sent = self.mind._replace(sent=recipe)
-            told = f"{recipe.what} {{name}} (on its way for long)"
-            yield self._step(0, told, sent, late=Late(agent=True, recipe=recipe))
 
     def _mind(self, place: Place) -> Mind:
         mind = place.minds[self.which]

@@ -106,8 +106,8 @@ class Rules:
 class Budget:
     """Which faults there are, and how many at once, so that the space is finite.
 
-    Crashes, reboots, lapses, lost answers and failed scans are not counted: they happen at any
-    time, any number of times, in every space.
+    What is not counted happens at any time, any number of times; crashes, lapses and failed
+    scans do so in every space.
     """
 
     late: int = 1  # copies of transactions of a name that are on their way at one time
@@ -120,6 +120,8 @@ class Budget:
     callers: bool = False  # callers on the host, who claim without a reservation
     evicts: bool = True
     restores: bool = False  # one snapshot at any time, restored at any later time
+    unanswered: bool = True  # transactions, and answers to them, are lost
+    power: bool = True  # a host loses power
 
 
 class Slot(NamedTuple):

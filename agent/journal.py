@@ -27,8 +27,9 @@ __all__ = ["Changes", "Journal", "JournalFailed", "Kept", "Permit", "journal_pat
 
 _log = structlog.get_logger()
 
-_SCHEMA = 1
-_TABLES = """
+# What each version of the file adds to the one before it.
+_SCHEMAS = (
+    """
 CREATE TABLE IF NOT EXISTS mark (
     one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL
 );
@@ -44,8 +45,10 @@ CREATE TABLE IF NOT EXISTS instances (
 CREATE TABLE IF NOT EXISTS permits (
     name TEXT PRIMARY KEY, permit BLOB NOT NULL
 ) WITHOUT ROWID;
-"""
-
+""",
+    "ALTER TABLE claims ADD COLUMN reverted INTEGER NOT NULL DEFAULT 0;",
+)
+_SCHEMA = len(_SCHEMAS)
 
 _INSTANCES_KEPT = 1000  # of our own enrolments, by which an epoch of before is known
 
@@ -69,7 +72,8 @@ class Kept:
 
     `revision` is the highest of the store that this host has seen, 0 for none; `lost` are
     claims that a store which was set back no longer has, and that are not settled yet; `unsure`
-    are names that may have been given up; `instances` are the host's last enrolments, in order.
+    are names that may have been given up; `instances` are the host's last enrolments, in order;
+    `reverted` are names whose removal had failed before the store was set back to before that.
     """
 
     revision: int = 0
@@ -78,6 +82,7 @@ class Kept:
     permits: dict[Name, Permit] = field(default_factory=dict)
     unsure: set[Name] = field(default_factory=set)
     instances: list[str] = field(default_factory=list)
+    reverted: set[Name] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -91,12 +96,12 @@ class Changes:
     instances: list[str] = field(default_factory=list)
     revision: int | None = None
     urgent: bool = False  # that the store was set back
+    reverted: set[Name] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         """Whether there is anything whose loss would matter: how far the watch is can wait."""
-        return bool(
-            self.claims or self.lost or self.permits or self.unsure or self.instances or self.urgent
-        )
+        words = (self.claims, self.lost, self.permits, self.unsure, self.instances, self.reverted)
+        return self.urgent or any(words)
 
     def under(self, newer: Changes) -> Changes:
         """These, with newer ones over them: what could not be written is still to be."""
@@ -108,6 +113,7 @@ class Changes:
             self.instances + newer.instances,
             self.revision if newer.revision is None else newer.revision,
             self.urgent or newer.urgent,
+            (self.reverted - newer.claims.keys()) | newer.reverted,
         )
 
 
@@ -147,9 +153,11 @@ class Journal:
             # Flushed at each commit: the kernel is asked only for what is here for certain.
             file.execute("PRAGMA journal_mode=WAL")
             file.execute("PRAGMA synchronous=FULL")
-            if _check(file) != _SCHEMA:  # a sound one is opened without a write: a disk may be full
-                file.executescript(_TABLES)
-                file.execute(f"PRAGMA user_version={_SCHEMA}")
+            schema = _check(file)
+            if schema != _SCHEMA:  # a sound one is opened without a write: a disk may be full
+                # At once, so that a crash leaves the one version or the other.
+                steps = ("BEGIN IMMEDIATE;", *_SCHEMAS[schema:], f"PRAGMA user_version={_SCHEMA};")
+                file.executescript("".join((*steps, "COMMIT;")))
         except BaseException:
             file.close()
             raise
@@ -170,13 +178,16 @@ class Journal:
         """
         try:
             mark = self._file.execute("SELECT revision FROM mark").fetchone()
-            claims = self._file.execute("SELECT name, claim, lost, unsure FROM claims").fetchall()
+            claims = self._file.execute(
+                "SELECT name, claim, lost, unsure, reverted FROM claims"
+            ).fetchall()
             instances = self._file.execute("SELECT instance FROM instances ORDER BY number")
             permits = self._file.execute("SELECT name, permit FROM permits").fetchall()
             known: dict[Name, Claim] = {}
             lost: dict[Name, Claim] = {}
-            unsure = {Name(name) for name, _, _, is_unsure in claims if is_unsure}
-            for name, value, is_lost, _ in claims:
+            unsure = {Name(name) for name, _, _, is_unsure, _ in claims if is_unsure}
+            reverted = {Name(name) for name, *_, is_reverted in claims if is_reverted}
+            for name, value, is_lost, *_ in claims:
                 (lost if is_lost else known)[Name(name)] = msgspec.json.decode(value, type=Claim)
             leave = {Name(name): msgspec.json.decode(value, type=Permit) for name, value in permits}
             return Kept(
@@ -186,6 +197,7 @@ class Journal:
                 leave,
                 unsure,
                 [instance for (instance,) in instances],
+                reverted,
             )
         except (sqlite3.Error, msgspec.MsgspecError) as error:
             raise self._failed(error) from error
@@ -219,6 +231,9 @@ class Journal:
         )
         file.executemany(
             "UPDATE claims SET unsure = 1 WHERE name = ?", [(name,) for name in changes.unsure]
+        )
+        file.executemany(
+            "UPDATE claims SET reverted = 1 WHERE name = ?", [(name,) for name in changes.reverted]
         )
         file.executemany(
             "INSERT INTO instances (instance) VALUES (?)", [(one,) for one in changes.instances]

@@ -40,8 +40,6 @@ class Notes:
         self._writing: asyncio.Task[None] | None = None
         self._trouble: str | None = None
         self._awaiting: list[asyncio.Future[None]] = []
-        self.reverted: set[Name] = set()
-        """Names whose removal had failed before the store was set back to before that."""
         self._older: dict[Name, Claim] = {}
         self._why = ""
 
@@ -73,6 +71,11 @@ class Notes:
         return self._kept.lost
 
     @property
+    def reverted(self) -> set[Name]:
+        """Names whose removal had failed before the store was set back to before that."""
+        return self._kept.reverted
+
+    @property
     def permits(self) -> dict[Name, Permit]:
         """Leave that was given while the store was away."""
         return self._kept.permits
@@ -83,7 +86,10 @@ class Notes:
         """The newest that the store says of a name; None: the host has no claim of it."""
         self._heard()
         self._kept.unsure.discard(name)
-        self.reverted.discard(name)
+        # What is told again, in another enrolment, is the same removal.
+        same = name in self._kept.reverted and claim == self._kept.claims.get(name)
+        if not same:
+            self._kept.reverted.discard(name)
         if claim is None:
             if self._kept.claims.pop(name, None) is None:
                 return
@@ -93,6 +99,7 @@ class Notes:
         self._changes.claims[name] = claim
         self._changes.lost.pop(name, None)
         self._changes.unsure.discard(name)
+        (self._changes.reverted.add if same else self._changes.reverted.discard)(name)
         self._begin()
 
     def _supersede(self, name: Name, claim: Claim) -> None:
@@ -157,6 +164,8 @@ class Notes:
                 seen=seen if seen < _BEYOND else "another store",
                 claims_lost=len(missing),
             )
+        self._kept.reverted.difference_update(missing)
+        self._changes.reverted -= missing
         for name in missing:
             claim = self._kept.claims.pop(name)
             if set_back and claim.state is not ClaimState.RESERVED:
@@ -166,7 +175,9 @@ class Notes:
                 self._changes.claims[name] = None
         older, self._older = self._older, {}
         if set_back:
-            self.reverted |= {name for name, one in older.items() if self._has_failed(name, one)}
+            reverted = {name for name, one in older.items() if self._has_failed(name, one)}
+            self._kept.reverted.update(reverted)
+            self._changes.reverted |= reverted
         self._seen(revision)
         self._why = ""
         self._begin()

@@ -24,6 +24,7 @@ from coordinator.restoring import begin
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn
 from tests.support.desk import HOST, NAME, OTHER, TYPE, Desk, name, wish
+from tests.support.faulty import Fate, FaultyStore
 
 if TYPE_CHECKING:
     from tests.agent.host import Host
@@ -174,6 +175,37 @@ async def test_a_removal_that_had_failed_is_over_during_the_restore(host: Host) 
         await host.wait(lambda: is_done(host))
         assert held(host) is not None
         assert host.is_in(ACTIVE)
+    async with host.agent():
+        assert not (await host.finish()).left
+        await looked_at_once(host)
+        assert (host.is_in(ACTIVE), host.devices()) == (True, {NAME})
+
+
+async def test_a_removal_that_had_failed_is_over_for_the_next_agent_too(host: Host) -> None:
+    """The first that meets the restored store can tell it nothing before its own end."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+    await host.retire()
+    simulated.hold(host.directory, NAME)
+    snapshot = host.desk.core.snapshot()
+    async with host.agent():
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.let_go(host.directory, NAME)
+    set_back(host, snapshot)
+    lost: list[Txn] = []
+
+    def of_the_claim(txn: Txn) -> Fate:
+        if host.desk.keys.claim(HOST, NAME) not in repr(txn):
+            return Fate.DELIVER
+        lost.append(txn)
+        return Fate.DROP
+
+    host.store = FaultyStore(host.desk.store, of_the_claim)
+    async with host.agent():
+        await host.wait(lambda: lost)
+    assert host.is_in(REMOVING)
+    host.store = host.desk.store
     async with host.agent():
         assert not (await host.finish()).left
         await looked_at_once(host)

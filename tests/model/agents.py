@@ -86,7 +86,7 @@ def age_place(place: Place, touched: int) -> Place:
     if not touched:
         return place
     first, second = (mind and _aged(mind, touched) for mind in place.minds)
-    return place._replace(minds=(first, second))
+    return place._replace(minds=(first, second), reverted=place.reverted and "moved")
 
 
 def _aged(mind: Mind, touched: int) -> Mind:
@@ -163,7 +163,7 @@ class _Agent:
     def _learnt(self, place: Place, claim: Claim | None, *, newer: bool) -> Place:
         """What the journal takes down."""
         lost = None if claim else place.lost
-        place = place._replace(lost=lost, reverted=False)
+        place = place._replace(lost=lost, reverted="")
         if not self.here.noted:
             return place
         return place._replace(journal=(claim, newer) if claim else None)
@@ -199,7 +199,9 @@ class _Agent:
             yield from self._send(Recipe("claim", host=self.here.at), again=False)
 
     def _facts(self, sight: Sight, *, in_flight: bool, offers: bool) -> Facts:
-        refusal = self.mind.refusal or (_REVERTED if self.here.place.reverted else None)
+        refusal = self.mind.refusal
+        if refusal is None and self.here.place.reverted in ("stands", "moved"):
+            refusal = _REVERTED
         if not self.rules.exists_waits and refusal == _EXISTS:
             refusal = replace(_EXISTS, errno="eexist")
         return Facts(
@@ -265,6 +267,15 @@ class _Agent:
             hold=self.here.hold,
         )
         yield from self._answered(recipe, done, again=again)
+        if self.budget.unanswered:
+            yield from self._unanswered(recipe, done, again=again)
+        if self.here.room:
+            sent = self.mind._replace(sent=recipe)
+            told = f"{recipe.what} {{name}} (on its way for long)"
+            yield self._step(0, told, sent, late=Late(agent=True, recipe=recipe))
+
+    def _unanswered(self, recipe: Recipe, done: Committed, *, again: bool) -> Iterator[Step]:
+        """It was applied, or not, and nobody is told."""
         if done.cell != self.here.cell or done.touched != (0, 0):
             place = age_place(self.here.place, done.touched[self.here.at])
             sent = self._mind(place)._replace(sent=aged(recipe, done.touched))
@@ -273,10 +284,6 @@ class _Agent:
         if not again:
             sent = self.mind._replace(sent=recipe)
             yield self._step(0, f"{recipe.what} {{name}} (lost on its way)", sent)
-        if self.here.room:
-            sent = self.mind._replace(sent=recipe)
-            told = f"{recipe.what} {{name}} (on its way for long)"
-            yield self._step(0, told, sent, late=Late(agent=True, recipe=recipe))
 
     def _mind(self, place: Place) -> Mind:
         mind = place.minds[self.which]
@@ -369,6 +376,8 @@ def _write(
 
 def _check_removal(here: Here) -> None:
     claim = record(here.cell, here.at)
+    if here.place.reverted in ("stands", "forgotten"):
+        raise Violation(f"{HOSTS[here.at]} removes a device whose removal had failed")
     if here.hold:
         return  # ordered before the restore: what it was ordered for is forgotten
     if claim is None or claim.state is not ClaimState.REMOVING:

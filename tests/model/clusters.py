@@ -26,7 +26,7 @@ class ClusterSteps:
         yield from self._restoring(cluster)
 
     def _host_steps(self, cluster: Cluster, index: int) -> Iterator[Moved]:
-        host, name = cluster.hosts[index], HOSTS[index]
+        host = cluster.hosts[index]
         for which, slot in enumerate(host.slots):
             if slot is None:
                 yield from self._start(cluster, index, which)
@@ -36,15 +36,15 @@ class ClusterSteps:
             yield self._late_enrolment(cluster, index)
         if host.session:
             yield self._lapse(cluster, index)
-        off = host._replace(slots=(None, None), session=host.session and "before")
-        off = off._replace(late=host.late and "before")
-        yield Moved(
-            0,
-            f"{name}: loses power",
-            with_host(cluster, index, off),
-            events=(Event("power", index),),
-        )
+        if self.budget.power:
+            yield self._power(cluster, index)
         yield from self._take_epoch(cluster, index)
+
+    def _power(self, cluster: Cluster, index: int) -> Moved:
+        host = cluster.hosts[index]
+        off = host._replace(slots=(None, None), session=host.session and "before")
+        after = with_host(cluster, index, off._replace(late=host.late and "before"))
+        return Moved(0, f"{HOSTS[index]}: loses power", after, events=(Event("power", index),))
 
     def _start(self, cluster: Cluster, index: int, which: int) -> Iterator[Moved]:
         """A new generation of orders, and then the epoch is read."""
@@ -100,22 +100,21 @@ class ClusterSteps:
             return
         done = self._applied(cluster, index, which)
         yield self._enrolled(done, index, which, f"{name}: enrols", Event("epoch", index))
-        sent = _with_slot(done.hosts[index], which, _sent(done.hosts[index], which))
-        yield Moved(
-            0,
-            f"{name}: enrols (answer lost)",
-            with_host(done, index, sent),
-            events=(Event("epoch", index),),
-        )
-        if slot.phase == "asking":
+        sent = _with_slot(host, which, slot._replace(phase="sent"))
+        if self.budget.unanswered:
+            answered = _with_slot(done.hosts[index], which, _sent(done.hosts[index], which))
             yield Moved(
                 0,
-                f"{name}: enrols (lost on its way)",
-                with_host(cluster, index, _with_slot(host, which, slot._replace(phase="sent"))),
+                f"{name}: enrols (answer lost)",
+                with_host(done, index, answered),
+                events=(Event("epoch", index),),
             )
+            if slot.phase == "asking":
+                lost = with_host(cluster, index, sent)
+                yield Moved(0, f"{name}: enrols (lost on its way)", lost)
         if self.budget.late_enrolments and not host.late:
-            late = _with_slot(host, which, slot._replace(phase="sent"))._replace(late=str(which))
-            yield Moved(0, f"{name}: enrols (on its way for long)", with_host(cluster, index, late))
+            late = with_host(cluster, index, sent._replace(late=str(which)))
+            yield Moved(0, f"{name}: enrols (on its way for long)", late)
 
     def _applied(self, cluster: Cluster, index: int, which: int | None) -> Cluster:
         """An enrolment's transaction has been applied; None: of an agent that is gone."""

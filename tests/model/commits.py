@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Committed", "age", "aged", "commit", "hold_of", "rebooted", "recipe_event", "record"]
 
 _CLAIMS = Claims(KEYS)
+_HOLD = KeyValue(KEYS.hold, b"{}", 1, 1, 1)
 _AT = 40  # the store's revision when a transaction arrives
 _EXISTS = {"EEXIST", "eexist"}  # the latter is what a world without that rule calls it
 _FAILURES = {"abort", "undo", "refuse", "fail and adopt"}
@@ -230,8 +231,8 @@ def _operators(recipe: Recipe) -> Change:  # noqa: C901, PLR0911 - one request a
             return _CLAIMS.amend(claim, persistent=True, autostart=autostart, attrs=())
         case "evict":
             return _CLAIMS.evict(claim, definitions=False, now=TIME)
-        case _:  # yielded: a claim without a device, to the host that has one
-            return _CLAIMS.evict(claim, definitions=True, now=TIME)
+        case _:
+            return _CLAIMS.give_way(claim)
 
 
 def _guards(recipe: Recipe, rules: Rules, *, agent: bool) -> tuple[Guard, ...]:
@@ -245,7 +246,7 @@ def _guards(recipe: Recipe, rules: Rules, *, agent: bool) -> tuple[Guard, ...]:
         case "evict":
             return (in_force, no_hold) if rules.evict_compares else (no_hold,)
         case "yield":
-            return ()
+            return (_CLAIMS.restoring(_HOLD),)
         case "remove" | "stop" | "start":
             return (no_hold, _CLAIMS.enrolled(host))
         case _:
@@ -306,8 +307,7 @@ def _store(cell: Cell, host: str, *, force: bool, session: bool, hold: bool) -> 
     beside = [(KEYS.epoch(host), b"me" if force else b"another")]
     if session:
         beside.append((KEYS.session(host), b"{}"))
-    if hold:
-        beside.append((KEYS.hold, b"{}"))
+    kvs += [_HOLD] if hold else []
     kvs += [KeyValue(key, value, 1, 1, 1) for key, value in beside]
     leases = tuple((lease, _Granted(60, 60.0)) for lease in (LEASE, OTHER_LEASE))
     etcd = MemoryEtcd()

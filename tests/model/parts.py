@@ -98,6 +98,7 @@ class Rules:
     deadlines: bool = True  # no write begins after the session may have lapsed
     hold: bool = True  # after a restore only what exists is noted
     all_enrolled: bool = True  # the hold is lifted when every host has enrolled since
+    reverted: bool = True  # what had failed before a restore is in the journal after a crash
     detached: bool = True  # a begin takes the claim off the reservation's lease
 
 
@@ -105,8 +106,8 @@ class Rules:
 class Budget:
     """Which faults there are, and how many at once, so that the space is finite.
 
-    Crashes, reboots, lapses, lost answers and failed scans are not counted: they happen at any
-    time, any number of times, in every space.
+    What is not counted happens at any time, any number of times; crashes, lapses and failed
+    scans do so in every space.
     """
 
     late: int = 1  # copies of transactions of a name that are on their way at one time
@@ -119,6 +120,8 @@ class Budget:
     callers: bool = False  # callers on the host, who claim without a reservation
     evicts: bool = True
     restores: bool = False  # one snapshot at any time, restored at any later time
+    unanswered: bool = True  # transactions, and answers to them, are lost
+    power: bool = True  # a host loses power
 
 
 class Slot(NamedTuple):
@@ -207,7 +210,9 @@ class Place(NamedTuple):
 
     `device`: ours or foreign. `kernel`: creating, removing, going (by hand), or given (a create
     of a host whose names were given away meanwhile). `orphans`: orders whose agent is gone.
-    `journal` is what was learnt last, and whether that is newer than the snapshot.
+    `journal` is what was learnt last, and whether that is newer than the snapshot. `reverted`: a
+    removal of the snapshot had failed since; that `stands`, or the claim has `moved` on since, or
+    it is `forgotten`, without the rule.
     """
 
     device: str = ""
@@ -216,7 +221,7 @@ class Place(NamedTuple):
     orphans: tuple[str, ...] = ()
     journal: tuple[Claim, bool] | None = None
     lost: Claim | None = None
-    reverted: bool = False
+    reverted: str = ""
 
 
 class Part(NamedTuple):

@@ -67,9 +67,16 @@ class Reactions:
         if event.what == "noted":
             return place._replace(journal=(claim, not part.same) if claim else None)
         if event.what == "listed":
-            return place._replace(lost=None if claim else place.lost, reverted=False)
+            reverted = "" if place.reverted == "moved" else place.reverted
+            if reverted and not self.rules.reverted:
+                reverted = "forgotten"
+            return place._replace(lost=None if claim else place.lost, reverted=reverted)
+        return self._listed_back(place, claim)
+
+    def _listed_back(self, place: Place, claim: Claim | None) -> Place:
+        """The first list of a restored store."""
         before, newer = place.journal or (None, False)
-        lost = reverted = None
+        lost, reverted = None, False
         if before is not None and claim is None and before.state is not ClaimState.RESERVED:
             lost = before
         if before is not None and claim is not None:
@@ -77,7 +84,7 @@ class Reactions:
                 ClaimState.ACTIVE,
                 ClaimState.REMOVING,
             )
-        return place._replace(journal=None, lost=lost, reverted=bool(reverted))
+        return place._replace(journal=None, lost=lost, reverted="stands" if reverted else "")
 
 
 def _at(part: Part, index: int, place: Place) -> Part:

@@ -1,8 +1,9 @@
 """The spaces that are searched: which faults meet in each.
 
 Together they have every fault; no one has all of them, because faults that do not touch one
-another multiply what is to be searched and show nothing new. Crashes at any step, lost answers,
-reboots, sessions and reservations that lapse and failed scans are in every space, unbounded.
+another multiply what is to be searched and show nothing new. Crashes at any step, sessions and
+reservations that lapse and failed scans are in every space, unbounded; lost answers and power
+losses are in all but those that would not end with them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class Space:
     title: str
     budget: Budget
     names: tuple[int, ...] = (1,)
-    ends: bool = True  # whether the end of it with one name is within reach, and was reached
 
 
 SPACES = (
@@ -43,8 +43,9 @@ SPACES = (
     Space("hosts that are evicted", replace(PLAIN, evicts=True)),
     Space("persistent names", replace(PLAIN, persistent=True)),
     Space("devices made and removed by hand", replace(PLAIN, by_hand=True)),
-    Space("a second agent on a host", replace(PLAIN, zombies=True), ends=False),
-    Space("a store that is restored", replace(PLAIN, restores=True), (1, 2), ends=False),
+    Space("a second agent on a host", replace(PLAIN, zombies=True, unanswered=False)),
+    Space("a store that is restored", replace(PLAIN, restores=True, unanswered=False)),
+    Space("a restore with answers that are lost", replace(PLAIN, restores=True), (2,)),
 )
 
 

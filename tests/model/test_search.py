@@ -22,6 +22,18 @@ SECOND_BEGUN = (
     RESERVED[-1],
     *(step.replace("gpu01:", "gpu01 (second agent):") for step in BEGUN[-2:]),
 )
+REFUSED = (
+    *BEGUN,
+    "gpu01: the kernel begins to create aaaaaaaa…",
+    "gpu01: aaaaaaaa… is there",
+    "gpu01: configure aaaaaaaa…",
+    "operator: remove aaaaaaaa…",
+    "gpu01: hears of aaaaaaaa…: removing",
+    "store: a snapshot is taken",
+    "gpu01: finds aaaaaaaa… busy",
+    "gpu01: restore aaaaaaaa…",
+    "store: is restored from the snapshot, with the hold",
+)
 UNCLAIMED = "nobody holds its name"
 
 
@@ -68,6 +80,9 @@ LEFT_OUT = {
     "an evict sees no session": LeftOut(Rules(evict_sees_no_session=False), UNCLAIMED, EVICTS),
     "an evict's batches compare its epoch": LeftOut(Rules(evict_compares=False), UNCLAIMED, EVICTS),
     "a restore is held": LeftOut(Rules(hold=False), "on gpu0", RESTORES),
+    "what had failed is in the journal": LeftOut(
+        Rules(reverted=False), "whose removal had failed", replace(RESTORES, refusals=True), REFUSED
+    ),
     "the hold waits for every host": LeftOut(Rules(all_enrolled=False), "on gpu0", RESTORES),
 }
 

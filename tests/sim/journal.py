@@ -5,6 +5,8 @@ Held to what the real one does with the same changes by test_journal.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agent.journal import Changes, JournalFailed, Kept
 
 __all__ = ["Disk", "MemoryJournal"]
@@ -34,6 +36,7 @@ class MemoryJournal:
             dict(kept.permits),
             set(kept.unsure),
             list(kept.instances),
+            set(kept.reverted),
         )
 
     def write(self, changes: Changes) -> None:
@@ -41,9 +44,10 @@ class MemoryJournal:
         if self._disk.broken:
             raise JournalFailed("journal", "it was decided so")
         kept = self._disk.kept
-        claims, lost, unsure = kept.claims, kept.lost, kept.unsure
+        claims, lost = kept.claims, kept.lost
         for name, claim in changes.claims.items():
-            unsure.discard(name)
+            kept.unsure.discard(name)
+            kept.reverted.discard(name)
             lost.pop(name, None)
             claims.pop(name, None)
             if claim is not None:
@@ -52,16 +56,15 @@ class MemoryJournal:
             source, target = (claims, lost) if is_lost else (lost, claims)
             if name in source:
                 target[name] = source.pop(name)
-        unsure |= {name for name in changes.unsure if name in claims or name in lost}
+        kept.unsure.update(changes.unsure & (claims.keys() | lost.keys()))
+        kept.reverted.update(changes.reverted & (claims.keys() | lost.keys()))
         for name, permit in changes.permits.items():
             kept.permits.pop(name, None)
             if permit is not None:
                 kept.permits[name] = permit
         kept.instances.extend(changes.instances)
         if changes.revision is not None:
-            self._disk.kept = Kept(
-                changes.revision, claims, lost, kept.permits, unsure, kept.instances
-            )
+            self._disk.kept = replace(kept, revision=changes.revision)
 
     def close(self) -> None:
         """Nothing to let go of."""

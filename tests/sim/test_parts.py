@@ -28,7 +28,7 @@ def some_changes(rng: random.Random) -> Changes:
     """Changes as the agent's notes make them: of few names, so that they meet."""
     changes = Changes()
     for name in rng.sample(NAMES, 2):
-        what = rng.randrange(6)
+        what = rng.randrange(7)
         if what == 0:
             changes.claims[name] = None
         elif what == 1:
@@ -38,6 +38,8 @@ def some_changes(rng: random.Random) -> Changes:
         elif what == 3:
             changes.unsure.add(name)
         elif what == 4:
+            changes.reverted.add(name)
+        elif what == 5:
             changes.permits[name] = Permit(maker=Maker(rng.randrange(9), 1), boot_id="b")
         else:
             changes.permits[name] = None

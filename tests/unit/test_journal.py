@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from agent.journal import Journal, JournalFailed, Permit, journal_path
+from agent.journal import Journal, JournalFailed, Kept, Permit, journal_path
 from agent.makers import Makers, living
 from agent.notes import Notes
 from coordinator.model import Claim, Maker
@@ -166,6 +166,40 @@ def test_a_journal_of_a_newer_program_is_left_alone(path: Path) -> None:
     with pytest.raises(JournalFailed, match="schema 99 is newer"):
         Journal(path)
     assert not path.with_name(f"{path.name}.damaged").exists()
+
+
+async def test_a_file_of_an_earlier_program_is_taken_over(path: Path) -> None:
+    """What it says is there still, and what it could not say can be said."""
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as file:
+        file.executescript(FIRST_SCHEMA)
+        value = msgspec.json.encode(claim(revision=50))
+        file.execute("INSERT INTO claims (name, claim, unsure) VALUES (?, ?, 1)", (NAME, value))
+        file.execute("INSERT INTO mark VALUES (1, 50)")
+        file.execute("INSERT INTO instances (instance) VALUES ('i1')")
+    file.close()
+    journal = Journal(path)
+    one = claim(revision=50)
+    assert journal.read() == Kept(50, {NAME: one}, unsure={NAME}, instances=["i1"])
+    notes = Notes(journal)
+    notes.learnt(NAME, claim(state=ClaimState.REMOVING, revision=3))
+    notes.listed(4, [NAME])
+    await notes.close()
+    assert Journal(path).read().reverted == {NAME}
+
+
+FIRST_SCHEMA = """
+CREATE TABLE mark (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL);
+CREATE TABLE claims (
+    name TEXT PRIMARY KEY,
+    claim BLOB NOT NULL,
+    lost INTEGER NOT NULL DEFAULT 0,
+    unsure INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE instances (number INTEGER PRIMARY KEY AUTOINCREMENT, instance TEXT NOT NULL);
+CREATE TABLE permits (name TEXT PRIMARY KEY, permit BLOB NOT NULL) WITHOUT ROWID;
+PRAGMA user_version=1;
+"""
 
 
 def test_a_place_where_none_can_be_is_an_error_with_its_path(tmp_path: Path) -> None:
@@ -320,6 +354,39 @@ async def test_a_set_back_that_was_found_is_known_after_a_crash(path: Path) -> N
     again.listed(101, [])
     assert (set(again.claims), set(again.lost)) == (set(), {NAME})
     await again.close()
+
+
+async def test_a_removal_that_had_failed_is_over_after_a_crash(path: Path) -> None:
+    """The store was set back to before it failed; until its next word the journal knows better."""
+    await kept(path, claim(revision=50), revision=50)
+    old = claim(state=ClaimState.REMOVING, revision=3)
+    notes = Notes(Journal(path))
+    notes.learnt(NAME, old)
+    notes.listed(4, [NAME])
+    await notes.written()  # and is killed before the store is told
+    again = Notes(Journal(path))
+    assert again.reverted == {NAME}
+    again.learnt(NAME, old)
+    again.listed(4, [NAME])
+    assert again.reverted == {NAME}
+    await again.close()
+    assert Notes(Journal(path)).reverted == {NAME}
+
+
+@pytest.mark.parametrize("word", [claim(revision=8), None])
+async def test_the_next_word_on_a_removal_that_had_failed_is_the_newest(
+    path: Path, word: Claim | None
+) -> None:
+    """A removal that is asked for after it is done."""
+    await kept(path, claim(revision=50), revision=50)
+    notes = Notes(Journal(path))
+    notes.learnt(NAME, claim(state=ClaimState.REMOVING, revision=3))
+    notes.listed(4, [NAME])
+    notes.learnt(NAME, word)
+    notes.learnt(NAME, claim(state=ClaimState.REMOVING, revision=9))
+    assert notes.reverted == set()
+    await notes.close()
+    assert Notes(Journal(path)).reverted == set()
 
 
 async def test_a_reservation_is_not_lost_with_its_store(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can happen next to a name on a host: to its agents, its workers and its kernel.
+"""What can happen next to a name on a host: to its agents and its workers.
 
 Each step is one that a crash cannot cut. `decide` is the real one; what drives it is as small as
 it can be.
@@ -7,19 +7,18 @@ it can be.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from agent.reconcile import Action, Decision, Facts, Refusal, Sight, Write, decide
 from coordinator.errors import Fenced, Moved, NameTaken, StoreReadOnly
 from coordinator.model import AfterRemoval
 from coordinator.states import ClaimState
 from tests.model.commits import Committed, age, aged, commit, record, value_of
+from tests.model.kernels import BUSY, EXISTS, kernel_steps, write
 from tests.model.parts import (
     HOSTS,
     NOW,
     Budget,
-    Cell,
-    Host,
     Late,
     Mind,
     Place,
@@ -28,57 +27,16 @@ from tests.model.parts import (
     Slot,
     Violation,
 )
+from tests.model.steps import DECIDE, HEAR, RESEND, WORK, Here, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coordinator.model import Claim
 
-__all__ = ["Here", "Step", "age_place", "steps_at"]
+__all__ = ["age_place", "steps_at"]
 
-# In which order things are done when faults stop; 0 is what need not happen.
-ARRIVE, FINISH, LEARN, LAPSE, START, ENROL, WORK, HEAR, RESEND, DECIDE, YIELD, LIFT, EXPIRE = range(
-    1, 14
-)
-_NO_ROOM = Refusal(Write.CREATE, "ENOSPC", "")
-_EXISTS = Refusal(Write.CREATE, "EEXIST", "")
-_IO = Refusal(Write.CREATE, "EIO", "")
-_ATTRIBUTE = Refusal(Write.ATTRIBUTE, "EINVAL", "", "a")
-_BUSY = Refusal(Write.REMOVE, "EBUSY", "")
-_ABSENT = Refusal(Write.REMOVE, "ENOENT", "")
 _REVERTED = Refusal(Write.REMOVE, "ESTALE", "")
-
-
-class Here(NamedTuple):
-    """What a step on a host depends on.
-
-    `at` is the host's place in `HOSTS`. `room`: for one more late copy; `noted`: the journal is
-    needed still; `same`: nothing was written of the name since the snapshot.
-    """
-
-    at: int
-    host: Host
-    hold: bool
-    cell: Cell
-    place: Place
-    room: bool
-    noted: bool
-    same: bool
-
-
-class Step(NamedTuple):
-    """What happens to a name on a host.
-
-    `touched` as in `Committed`; `dies` is the slot whose agent ends by it (-1: none).
-    """
-
-    rank: int
-    label: str
-    cell: Cell
-    touched: tuple[int, int]
-    place: Place
-    late: Late | None = None
-    dies: int = -1
 
 
 def age_place(place: Place, touched: int) -> Place:
@@ -101,7 +59,7 @@ def steps_at(here: Here, budget: Budget, rules: Rules) -> Iterator[Step]:
         mind = here.place.minds[which]
         if slot is not None and mind is not None:
             yield from _Agent(here, which, slot, mind, budget, rules).steps()
-    yield from _kernel(here, budget, rules)
+    yield from kernel_steps(here, budget, rules)
 
 
 class _Agent:
@@ -202,8 +160,8 @@ class _Agent:
         refusal = self.mind.refusal
         if refusal is None and self.here.place.reverted in ("stands", "moved"):
             refusal = _REVERTED
-        if not self.rules.exists_waits and refusal == _EXISTS:
-            refusal = replace(_EXISTS, errno="eexist")
+        if not self.rules.exists_waits and refusal == EXISTS:
+            refusal = replace(EXISTS, errno="eexist")
         return Facts(
             boot_id=NOW,
             sight=sight,
@@ -225,7 +183,7 @@ class _Agent:
             order = self.mind._replace(waits="remove")
             yield self._step(DECIDE, "orders the removal of {name}", order)
             if self.budget.refusals:
-                busy = self.mind._replace(refusal=_BUSY)
+                busy = self.mind._replace(refusal=BUSY)
                 yield self._step(0, "finds {name} busy", busy)
         elif action is Action.BEGIN and self._skips_begin(claim):
             order = self.mind._replace(waits="create")
@@ -348,105 +306,7 @@ class _Agent:
         elif kind == "create" and self.here.hold and self.rules.hold:
             raise Violation(f"{self.name} creates a device while the store is reconciled")
         else:
-            for rank, what, place, refusal in _write(self.here, kind, self.budget):
+            for rank, what, place, refusal in write(self.here, kind, self.budget):
                 waits = "" if refusal else "kernel"
                 mind = self.mind._replace(waits=waits, refusal=refusal or self.mind.refusal)
                 yield self._step(rank, what, mind, place=place)
-
-
-def _write(
-    here: Here, kind: str, budget: Budget
-) -> Iterator[tuple[int, str, Place, Refusal | None]]:
-    """What the kernel makes of a write that a worker begins: done at once, or under way."""
-    place = here.place
-    if kind == "create":
-        if place.device:
-            yield WORK, "the kernel has {name} (EEXIST)", place, _EXISTS
-            return
-        yield WORK, "the kernel begins to create {name}", place._replace(kernel="creating"), None
-        if budget.refusals:
-            yield 0, "the kernel has no room for {name}", place, _NO_ROOM
-        return
-    if not place.device or place.kernel:
-        yield WORK, "the kernel has no {name} to remove", place, _ABSENT
-        return
-    _check_removal(here)
-    yield WORK, "the kernel begins to remove {name}", place._replace(kernel="removing"), None
-
-
-def _check_removal(here: Here) -> None:
-    claim = record(here.cell, here.at)
-    if here.place.reverted in ("stands", "forgotten"):
-        raise Violation(f"{HOSTS[here.at]} removes a device whose removal had failed")
-    if here.hold:
-        return  # ordered before the restore: what it was ordered for is forgotten
-    if claim is None or claim.state is not ClaimState.REMOVING:
-        raise Violation(f"{HOSTS[here.at]} removes a device that nobody wants removed")
-
-
-# --- workers whose agent is gone, and the kernel
-
-
-def _kernel(here: Here, budget: Budget, rules: Rules) -> Iterator[Step]:
-    yield from _orphans(here, budget, rules)
-    yield from _finish(here, budget)
-    if budget.by_hand:
-        yield from _by_hand(here)
-
-
-def _at(here: Here, rank: int, what: str, place: Place) -> Step:
-    return Step(rank, f"{HOSTS[here.at]}: {what}", here.cell, (0, 0), place)
-
-
-def _orphans(here: Here, budget: Budget, rules: Rules) -> Iterator[Step]:
-    lives = here.host.session == "gone" or not (rules.deadlines and rules.generations)
-    if here.place.kernel in ("creating", "removing", "given") or not lives:
-        return
-    for kind in here.place.orphans:
-        left = tuple(each for each in here.place.orphans if each != kind)
-        for _, what, place, _refusal in _write(here, kind, budget):
-            yield _at(
-                here, 0, f"an order whose agent is gone: {what}", place._replace(orphans=left)
-            )
-
-
-def _finish(here: Here, budget: Budget) -> Iterator[Step]:
-    place, kernel = here.place, here.place.kernel
-    if not kernel:
-        return
-    idle = place._replace(kernel="")
-    if kernel == "creating":
-        made = idle._replace(device="ours")
-        yield _at(here, FINISH, "{name} is there", _told(made, None))
-        if budget.refusals:
-            yield _at(here, 0, "the driver fails to create {name}", _told(idle, _IO))
-            refused = _told(made, _ATTRIBUTE)
-            yield _at(here, 0, "{name} is there, an attribute is refused", refused)
-    elif kernel == "given":
-        yield _at(here, FINISH, "{name} is there, and given away", idle._replace(device="foreign"))
-    else:
-        gone = idle._replace(device="")
-        yield _at(here, FINISH, "{name} is gone", gone if kernel == "going" else _told(gone, None))
-        if budget.refusals and kernel == "removing":
-            yield _at(here, 0, "the driver does not remove {name}", _told(idle, _BUSY))
-
-
-def _told(place: Place, refusal: Refusal | None) -> Place:
-    """The agent that waits hears how its write ended; after a crash nobody does."""
-    minds = tuple(
-        mind._replace(waits="", refusal=refusal or mind.refusal)
-        if mind and mind.waits == "kernel"
-        else mind
-        for mind in place.minds
-    )
-    return place._replace(minds=(minds[0], minds[1]))
-
-
-def _by_hand(here: Here) -> Iterator[Step]:
-    place = here.place
-    if place.kernel:
-        return
-    if place.device:
-        yield _at(here, 0, "somebody removes {name} by hand", place._replace(kernel="going"))
-    else:
-        yield _at(here, 0, "somebody makes {name} by hand", place._replace(device="foreign"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.model.agents import ARRIVE, ENROL, LAPSE, LEARN, LIFT, START
 from tests.model.parts import HOSTS, Budget, Cluster, Event, Host, Moved, Rules, Slot
+from tests.model.steps import ARRIVE, ENROL, LAPSE, LEARN, LIFT, START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

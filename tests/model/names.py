@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from coordinator.states import ClaimState
-from tests.model.agents import ARRIVE, EXPIRE, YIELD, Here, Step, age_place, steps_at
+from tests.model.agents import age_place, steps_at
 from tests.model.clusters import died, ended, with_host
 from tests.model.commits import aged, commit, hold_of, record
 from tests.model.parts import (
@@ -23,6 +23,7 @@ from tests.model.parts import (
     Recipe,
     Rules,
 )
+from tests.model.steps import ARRIVE, EXPIRE, YIELD, Here, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -41,6 +41,7 @@ SPACES = (
     Space("kernels that refuse", replace(PLAIN, refusals=True), (1, 2)),
     Space("late copies", replace(PLAIN, late=1)),
     Space("hosts that are evicted", replace(PLAIN, evicts=True)),
+    Space("late copies about an evict", replace(PLAIN, late=1, evicts=True)),
     Space("persistent names", replace(PLAIN, persistent=True)),
     Space("devices made and removed by hand", replace(PLAIN, by_hand=True)),
     Space("a second agent on a host", replace(PLAIN, zombies=True, unanswered=False)),

@@ -52,7 +52,7 @@ test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows
 chaos: $(MADE)  ## faults on three etcd servers and hosts in containers (MINUTES=20, SEED=…, KEEP=1)
 	@.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 
-# One name to the end, space by space, and two names up to so many states; about an hour.
+# One name to the end, space by space, and two names up to so many states; about half an hour.
 explore: $(MADE)  ## every interleaving of one name, and STATES=… of two (JOBS=2 at once)
 	@.venv/bin/python -m tests.model --names 1 --processes $(JOBS)
 	.venv/bin/python -m tests.model --names 2 --states $(STATES)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from coordinator.store import Range, RangeResult, Txn, TxnResult
     from tests.sim.loop import Handle, SimLoop
 
-__all__ = ["Cluster", "Link", "SimStore"]
+__all__ = ["FATES", "Cluster", "Link", "SimStore"]
+
+FATES = ("lost", "dropped", "late", "doubled", "refused", "slow")
 
 T = TypeVar("T")
 
@@ -49,6 +51,8 @@ class Cluster(MemoryEtcd):
         self.wrote_epoch = b""
         self.is_operators = False
         """Whether an operator sent what is applied now."""
+        self.admitted: Link | None = None
+        """Whoever alone may connect, as to a store that was just restored."""
         self.watches: list[_SimWatch] = []
         loop.after(_TICK, self._tick)
 
@@ -80,6 +84,10 @@ class Cluster(MemoryEtcd):
             super().keep_alive(lease)
         for watch in self.watches:
             watch.stir(None)
+
+    def admits(self, link: Link) -> bool:
+        """Whether a process may connect."""
+        return self.admitted is None or self.admitted is link
 
     def forget(self, link: Link) -> None:
         """A process is gone, and with it its streams."""
@@ -212,7 +220,9 @@ class SimStore:
         return cast("T", self._taken(answer, must_be_ours=False))
 
     def _apply_late(self, what: Callable[[], object], cluster: int, epoch: bytes) -> None:
-        if cluster == self._cluster.id:  # else its server is no more
+        if cluster == self._cluster.id and self._cluster.admits(
+            self._link
+        ):  # else its server is no more
             self._applied(what, epoch)
 
     def _applied(
@@ -259,8 +269,8 @@ class SimStore:
         lost: bool,  # noqa: FBT001
     ) -> None:
         what, to, floor, epoch = sent
-        if self._link.is_down or to != self._cluster.id:  # or its server is no more
-            return
+        if self._link.is_down or to != self._cluster.id or not self._cluster.admits(self._link):
+            return  # or its server is no more, or lets nobody in yet
         answer = (*self._applied(what, epoch), floor)
         if not lost:
             self._loop.after(self._link.delay(), self._answer, done, answer)
@@ -322,6 +332,8 @@ class _SimWatch:
         if self._closed:
             return
         until = max(self.link.down, self.link.cut)
+        if not self._cluster.admits(self.link):
+            until = self._loop.time() + _AGAIN
         if self._loop.time() < until:
             self._flush = self._loop.at(until + self.link.delay(), self._send)
             return

@@ -38,10 +38,12 @@ class Holds:
         self._forgotten: set[tuple[str, str, int]] = set()  # devices that a restore forgot
         self._excused: set[tuple[str, str, int]] = set()
 
-    def set_back(self) -> None:
-        """The store was set back: claims and names are what it has now."""
+    def set_back(self, hold: KeyValue | None) -> None:
+        """The store was set back: claims and names are what it has now, and so is the hold."""
         self.restoring, self._stood = None, False
         self._known.clear()
+        if hold is not None:
+            self._changed(hold)
         for host, name, token in self._devices():
             if (host, name) not in self._world.claims:
                 self._forgotten.add((host, name, token))

@@ -227,7 +227,7 @@ class Invariants:
                     self.epochs[host] = kv.value
                 case ["hosts", host, "session"]:
                     self.sessions.add(host)
-        self.holds.set_back()
+        self.holds.set_back(self._cluster._keys.get(self._keys.hold))
         self.history.restart({name: kv for name, (kv, _) in self.names.items()})
 
     # What the kernels have, and who holds it.

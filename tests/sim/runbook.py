@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from coordinator import evicting, finishing, restoring
 from coordinator.client import Client
 from coordinator.errors import MdevnsError, NotFound
+from coordinator.states import ClaimState
 from tests.sim.cluster import FATES, Link, SimStore
 from tests.sim.host import SimClock
 from tests.sim.loop import Process
@@ -86,10 +87,17 @@ class Runbook:
             await self._loop.pass_time(0.3 + self._rng.random())
             finished = await self._finish(link)
             for host in [host.name for host in self._world.hosts.values() if host.is_scrapped]:
-                epoch = self._world.invariants.epochs.get(host, b"evict")
                 waits = finished is not None and any(host in e.what for e in finished.left)
-                if waits or not epoch.startswith((b"evict", b"forget")):
+                if waits or not self._is_buried(host):
                     await self._bury(link, host)
+
+    def _is_buried(self, host: str) -> bool:
+        """Whether it was evicted wholly: one that was cut off is done again."""
+        world = self._world.invariants
+        claims = [claim.state for (at, _), (_, claim) in world.claims.items() if at == host]
+        epoch = world.epochs.get(host, b"evict")
+        gone = epoch.startswith((b"evict", b"forget"))
+        return gone and all(state is ClaimState.DEFINED for state in claims)
 
     async def _finish(self, link: Link) -> Finished | None:
         """`mdevns restore finish`, where a restore is under way."""

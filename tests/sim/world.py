@@ -197,9 +197,10 @@ class World:
         process = Process("check")
         self.loop.begin(process, lambda: done.append(self.loop.create_task(self._report())))
         until = self.loop.time() + 10.0
-        while not done[0].done() and self.loop.time() < until:
+        while not done[0].done() and self.loop.time() < until and not self.loop.halted:
             self.loop.run(self.loop.time() + 0.1)
-        done[0].result()
+        if not self.loop.halted:
+            done[0].result()
 
     async def _report(self) -> None:
         report = await check(MemoryStore(self.cluster), self.keys)

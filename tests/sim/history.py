@@ -42,12 +42,15 @@ class History:
     def __init__(self, keys: Keys, time: Callable[[], float]) -> None:
         self._keys, self._time = keys, time
         self._operations: dict[int, Operation] = {}
+        self._taken: dict[tuple[str, Holder], float] = {}  # since when, by requests
+        self.twice = 0  # how often a request in doubt took a name anew
         self._count = 0
         self._at: dict[tuple[str, int], Holder] = {}  # by name and revision
 
     def restart(self, standing: dict[str, KeyValue]) -> None:
         """The store was set back: what was asked before says nothing of what comes."""
         self._operations.clear()
+        self._taken.clear()
         self._at.clear()
         for name, kv in standing.items():
             self.changed(name, None, kv, is_operators=False)
@@ -59,6 +62,8 @@ class History:
         was, is_ = holder_of(before), holder_of(after)
         if after is not None and is_ is not None:
             self._at[name, after.mod_revision] = is_
+        if is_operators and was is None and is_ is not None:
+            self._take(name, is_)
         if is_operators or was == is_:
             return
         now, kind, holder, to = self._time(), Kind.MOVE, was, is_
@@ -79,6 +84,29 @@ class History:
             )
         )
 
+    def _take(self, name: str, holder: Holder) -> None:
+        """An operator's request took a name.
+
+        One in doubt is sent again until it is answered. Where its host has given up meanwhile
+        what the first copy took, it is taken anew: the first is one of its own.
+        """
+        first = self._taken.get((name, holder))
+        if first is not None:
+            self.twice += 1
+            self._add(
+                Operation(
+                    name=name,
+                    process="an earlier copy",
+                    kind=Kind.TAKE,
+                    invoked=first,
+                    returned=first,
+                    done=True,
+                    holder=holder,
+                    to=None,
+                )
+            )
+        self._taken[name, holder] = self._time()
+
     def _add(self, operation: Operation) -> int:
         self._count += 1
         self._operations[self._count] = operation
@@ -87,6 +115,8 @@ class History:
     def begun(self, process: str, change: Change) -> int:
         """An operator is about to ask for a change; until it is answered nobody knows."""
         kind, holder, to = self._meaning(change)
+        if kind is Kind.TAKE and holder is not None:
+            self._taken.pop((change.name, holder), None)
         return self._add(
             Operation(
                 name=change.name,

@@ -224,6 +224,7 @@ class World:
         """What came of it."""
         violations = [*self.invariants.violations, *self.loop.defects]
         counts = self.counts + self.invariants.counts
+        counts["a request in doubt took its name anew"] = self.invariants.history.twice
         counts["store requests"] = self.cluster.requests
         faults = sum(n for kind, n in counts.items() if kind.startswith("fault: "))
         operations = self.cluster.requests + counts["kernel writes"] + counts["requests"] + faults

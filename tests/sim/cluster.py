@@ -49,8 +49,8 @@ class Cluster(MemoryEtcd):
         self.sender: tuple[str, bytes] | None = None
         """The host whose agent sent what is applied now, and the epoch that it had then."""
         self.wrote_epoch = b""
-        self.is_operators = False
-        """Whether an operator sent what is applied now, whose history is recorded."""
+        self.asker = ""
+        """Who sent what is applied now, of those whose history is recorded."""
         self.admitted: Link | None = None
         """Whoever alone may connect, as to a store that was just restored."""
         self.watches: list[_SimWatch] = []
@@ -101,7 +101,7 @@ class Link:
         self.loop, self.rng, self._network = loop, rng, network
         self.down = self.cut = 0.0
         self.host, self.epoch = "", b""  # of an agent: its host, and the epoch that it wrote last
-        self.is_recorded = False  # whether histories have what is asked from when it was asked
+        self.recorded = ""  # as whom histories have what is asked, from when it was asked
         self.fates: dict[int, tuple[str, float]] = {}
         self.asked: Callable[[int], None] = lambda _: None
         self.count = 0
@@ -233,7 +233,7 @@ class SimStore:
         cluster.advance(self._loop.time() - cluster.now)
         cluster.requests += 1
         cluster.sender = (link.host, epoch) if link.host else None
-        cluster.is_operators = link.is_recorded
+        cluster.asker = link.recorded
         try:
             result, error = what(), None
         except MdevnsError as refused:
@@ -241,7 +241,7 @@ class SimStore:
         finally:
             if cluster.wrote_epoch:
                 link.epoch, cluster.wrote_epoch = cluster.wrote_epoch, b""
-            cluster.sender, cluster.is_operators = None, False
+            cluster.sender, cluster.asker = None, ""
         return result, error, cluster.id, cluster.revision
 
     async def _ask(

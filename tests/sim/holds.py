@@ -31,6 +31,7 @@ class Holds:
     def __init__(self, world: Invariants) -> None:
         self._world = world
         self.restoring: RestoreValue | None = None
+        self._is_kept = False  # whether it hangs on no lease
         self._stood = False  # whether one has, since the store was set back
         self._revision = 0  # of the latest
         self._since = -1.0
@@ -56,10 +57,11 @@ class Holds:
             self._known.add((part[1], self._world.generation(part[1])))
 
     def _changed(self, kv: KeyValue | None) -> None:
-        before = self.restoring
+        before, was_kept = self.restoring, self._is_kept
+        self._is_kept = kv is not None and not kv.lease
         self.restoring = None if kv is None else _restore(kv.value)
         if kv is None:
-            if before is not None:
+            if before is not None and was_kept:  # else its beginning was cut off
                 self._ended()
         elif before is None or before.restore != self.restoring.restore:  # type: ignore[union-attr]  # it is one
             self._stood, self._revision = True, kv.mod_revision

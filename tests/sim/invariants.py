@@ -86,8 +86,7 @@ class Invariants:
             part = key[len(self._keys.root) :].split("/")
             match part:
                 case ["names", name]:
-                    by_operator = self._cluster.is_operators
-                    self.history.changed(name, change.before, kv, is_operators=by_operator)
+                    self.history.changed(name, change.before, kv, asker=self._cluster.asker)
                     self._put_name(name, kv)
                     touched[name] = None
                 case ["hosts", host, "claims", name]:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from coordinator.store import Range, RangeResult, Txn, TxnResult
     from tests.sim.loop import Handle, SimLoop
 
-__all__ = ["Cluster", "Link", "SimStore"]
+__all__ = ["FATES", "Cluster", "Link", "SimStore"]
+
+FATES = ("lost", "dropped", "late", "doubled", "refused", "slow")
 
 T = TypeVar("T")
 
@@ -47,8 +49,10 @@ class Cluster(MemoryEtcd):
         self.sender: tuple[str, bytes] | None = None
         """The host whose agent sent what is applied now, and the epoch that it had then."""
         self.wrote_epoch = b""
-        self.is_operators = False
-        """Whether an operator sent what is applied now."""
+        self.asker = ""
+        """Who sent what is applied now, of those whose history is recorded."""
+        self.admitted: Link | None = None
+        """Whoever alone may connect, as to a store that was just restored."""
         self.watches: list[_SimWatch] = []
         loop.after(_TICK, self._tick)
 
@@ -81,6 +85,10 @@ class Cluster(MemoryEtcd):
         for watch in self.watches:
             watch.stir(None)
 
+    def admits(self, link: Link) -> bool:
+        """Whether a process may connect."""
+        return self.admitted is None or self.admitted is link
+
     def forget(self, link: Link) -> None:
         """A process is gone, and with it its streams."""
         self.watches = [watch for watch in self.watches if watch.link is not link]
@@ -93,6 +101,7 @@ class Link:
         self.loop, self.rng, self._network = loop, rng, network
         self.down = self.cut = 0.0
         self.host, self.epoch = "", b""  # of an agent: its host, and the epoch that it wrote last
+        self.recorded = ""  # as whom histories have what is asked, from when it was asked
         self.fates: dict[int, tuple[str, float]] = {}
         self.asked: Callable[[int], None] = lambda _: None
         self.count = 0
@@ -212,7 +221,9 @@ class SimStore:
         return cast("T", self._taken(answer, must_be_ours=False))
 
     def _apply_late(self, what: Callable[[], object], cluster: int, epoch: bytes) -> None:
-        if cluster == self._cluster.id:  # else its server is no more
+        if cluster == self._cluster.id and self._cluster.admits(
+            self._link
+        ):  # else its server is no more
             self._applied(what, epoch)
 
     def _applied(
@@ -222,7 +233,7 @@ class SimStore:
         cluster.advance(self._loop.time() - cluster.now)
         cluster.requests += 1
         cluster.sender = (link.host, epoch) if link.host else None
-        cluster.is_operators = not link.host
+        cluster.asker = link.recorded
         try:
             result, error = what(), None
         except MdevnsError as refused:
@@ -230,7 +241,7 @@ class SimStore:
         finally:
             if cluster.wrote_epoch:
                 link.epoch, cluster.wrote_epoch = cluster.wrote_epoch, b""
-            cluster.sender, cluster.is_operators = None, False
+            cluster.sender, cluster.asker = None, ""
         return result, error, cluster.id, cluster.revision
 
     async def _ask(
@@ -259,8 +270,8 @@ class SimStore:
         lost: bool,  # noqa: FBT001
     ) -> None:
         what, to, floor, epoch = sent
-        if self._link.is_down or to != self._cluster.id:  # or its server is no more
-            return
+        if self._link.is_down or to != self._cluster.id or not self._cluster.admits(self._link):
+            return  # or its server is no more, or lets nobody in yet
         answer = (*self._applied(what, epoch), floor)
         if not lost:
             self._loop.after(self._link.delay(), self._answer, done, answer)
@@ -322,6 +333,8 @@ class _SimWatch:
         if self._closed:
             return
         until = max(self.link.down, self.link.cut)
+        if not self._cluster.admits(self.link):
+            until = self._loop.time() + _AGAIN
         if self._loop.time() < until:
             self._flush = self._loop.at(until + self.link.delay(), self._send)
             return

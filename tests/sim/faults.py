@@ -71,16 +71,16 @@ class Faults:
                 self._counted("quit")
                 operator.process.doomed = (steps, operator.kill)
 
-    def restore(self, event: Event, age: float, _: float) -> None:
+    def restore(self, event: Event, age: float, is_begun: bool) -> None:  # noqa: FBT001
         taken: list[Snapshot] = []
         at = self._loop.time() + event.at
         cluster = self._world.cluster
         self._loop.at(at - min(age, event.at), lambda: taken.append(cluster.snapshot()))
-        self._loop.at(at, self._restore, taken)
+        self._loop.at(at, self._restore, taken, bool(is_begun))
 
-    def _restore(self, taken: list[Snapshot]) -> None:
+    def _restore(self, taken: list[Snapshot], is_begun: bool) -> None:  # noqa: FBT001
         self._counted("restore")
-        self._world.restore(taken[0])
+        self._world.runbook.restore(taken[0], is_begun=is_begun)
 
     # Agents and hosts.
 
@@ -101,6 +101,15 @@ class Faults:
             for parent in target.kernel.state["parents"]:
                 target.kernel.unplug(parent)
                 self._loop.after(some + 2.0, target.kernel.plug, parent)
+
+    def scrap(self, host: int) -> None:
+        """It never comes back, unless nothing would be left."""
+        living = [each for each in self._hosts if not each.is_scrapped]
+        target = self._host(host)
+        if target in living and len(living) > 1:
+            target.is_scrapped = True
+            target.power_off()
+            self._world.runbook.watch()
 
     def expel(self, host: int, fenced: bool, definitions: bool, slow: bool) -> None:  # noqa: FBT001
         """An operator evicts as soon as the host has no session; true or not."""
@@ -183,6 +192,8 @@ class Faults:
 
     def made(self, host: int, parent: int, name: int) -> None:
         kernel = self._host(host).kernel
+        if not self._host(host).powered:
+            return
         try:
             kernel.create(kernel.parent(parent), "small", name_of(name))
         except OSError:

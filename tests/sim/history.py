@@ -42,24 +42,30 @@ class History:
     def __init__(self, keys: Keys, time: Callable[[], float]) -> None:
         self._keys, self._time = keys, time
         self._operations: dict[int, Operation] = {}
+        self._done: dict[tuple[str, str, Holder], float] = {}  # what operators asked: since when
+        self.refused = 0  # how often one was, of which an earlier copy had been done
+        self.twice = 0  # how often a request in doubt took a name anew
         self._count = 0
         self._at: dict[tuple[str, int], Holder] = {}  # by name and revision
 
     def restart(self, standing: dict[str, KeyValue]) -> None:
         """The store was set back: what was asked before says nothing of what comes."""
         self._operations.clear()
+        self._done.clear()
         self._at.clear()
         for name, kv in standing.items():
-            self.changed(name, None, kv, is_operators=False)
+            self.changed(name, None, kv, asker="")
 
     def changed(
-        self, name: str, before: KeyValue | None, after: KeyValue | None, *, is_operators: bool
+        self, name: str, before: KeyValue | None, after: KeyValue | None, *, asker: str
     ) -> None:
         """A name was committed."""
         was, is_ = holder_of(before), holder_of(after)
         if after is not None and is_ is not None:
             self._at[name, after.mod_revision] = is_
-        if is_operators or was == is_:
+        if asker and is_ is not None:
+            self._asked(asker, name, was, is_)
+        if asker or was == is_:
             return
         now, kind, holder, to = self._time(), Kind.MOVE, was, is_
         if was is None:
@@ -79,6 +85,29 @@ class History:
             )
         )
 
+    def _asked(self, asker: str, name: str, was: Holder | None, holder: Holder) -> None:
+        """An operator's request was done.
+
+        One in doubt is sent again until it is answered. Where its host has given up meanwhile
+        what the first copy took, it is taken anew: the first is one of its own.
+        """
+        first = self._done.get((asker, name, holder))
+        if first is not None and was is None:
+            self.twice += 1
+            self._add(
+                Operation(
+                    name=name,
+                    process="an earlier copy",
+                    kind=Kind.TAKE,
+                    invoked=first,
+                    returned=first,
+                    done=True,
+                    holder=holder,
+                    to=None,
+                )
+            )
+        self._done[asker, name, holder] = self._time()
+
     def _add(self, operation: Operation) -> int:
         self._count += 1
         self._operations[self._count] = operation
@@ -87,6 +116,9 @@ class History:
     def begun(self, process: str, change: Change) -> int:
         """An operator is about to ask for a change; until it is answered nobody knows."""
         kind, holder, to = self._meaning(change)
+        target = holder if kind is Kind.TAKE else to
+        if target is not None:
+            self._done.pop((process, change.name, target), None)
         return self._add(
             Operation(
                 name=change.name,
@@ -124,7 +156,11 @@ class History:
             return
         told: dict[str, Any] = {"returned": self._time(), "done": error is None}
         if isinstance(error, NameTaken | Moved):
+            target = operation.holder if operation.kind is Kind.TAKE else operation.to
             holder = error.holder
+            if target is not None and (operation.process, operation.name, target) in self._done:
+                self.refused += 1
+                told["done"] = True
             told["seen"] = None if holder is None else Holder(holder.host or "", ANY)
         elif error is not None:
             del self._operations[number]

@@ -74,6 +74,7 @@ class Host:
         self.stalls: dict[int, tuple[float, bool]] = {}
         self.counts = {"store": 0, "write": 0, "stall": 0}
         self.powered, self.lease_was_lost = True, False
+        self.is_scrapped = False  # it will never have power again
         self.deaf_until = self.down = 0.0
         self.lives = self._pids = 0
         self._running: Agent | None = None
@@ -181,7 +182,7 @@ class Host:
 
     def boot(self) -> None:
         """A boot, if it has no power."""
-        if self.powered:
+        if self.powered or self.is_scrapped:
             return
         self.powered, self.lease_was_lost = True, False
         self.clock.offset = self.loop.time() - 3.0

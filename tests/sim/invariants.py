@@ -19,6 +19,7 @@ from agent.simulated_kernel import COMING, LINGERING
 from coordinator.model import ClaimValue, NameValue
 from coordinator.states import ClaimState
 from tests.sim.history import History
+from tests.sim.holds import Holds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ class Invariants:
         self.answered: set[tuple[str, str]] = set()
         """Names and requests that were answered for good: nothing takes the name for them again."""
         self.history = History(keys, cluster.time)
-        self._held = False
+        self.holds = Holds(self)
         self._lost: dict[tuple[str, str], int] = {}  # what a restore forgot: the device's token
 
     def check_history(self) -> None:
@@ -85,8 +86,7 @@ class Invariants:
             part = key[len(self._keys.root) :].split("/")
             match part:
                 case ["names", name]:
-                    by_operator = self._cluster.is_operators
-                    self.history.changed(name, change.before, kv, is_operators=by_operator)
+                    self.history.changed(name, change.before, kv, asker=self._cluster.asker)
                     self._put_name(name, kv)
                     touched[name] = None
                 case ["hosts", host, "claims", name]:
@@ -96,8 +96,8 @@ class Invariants:
                     touched[name] = None
                 case ["hosts", host, "epoch"]:
                     self._put_epoch(host, kv)
-                case ["hold"]:
-                    self._held = kv is not None
+                case ["hold"] | ["hosts", _, "restored"]:
+                    self.holds.committed(part, kv)
                 case ["hosts", host, "session"]:
                     (self.sessions.discard if kv is None else self.sessions.add)(host)
         for name in touched:
@@ -112,7 +112,7 @@ class Invariants:
             return
         if sender != (host, self.epochs.get(host)):
             self.broken(f"{name} was moved on {host} by an agent that was fenced")
-        if self._held and (kv is None or _claim(kv.value).state not in _DURING_HOLD):
+        if self.is_restoring and (kv is None or _claim(kv.value).state not in _DURING_HOLD):
             self.broken(f"{name} was moved on {host} while the store is held")
 
     def _put_name(self, name: str, kv: KeyValue | None) -> None:
@@ -121,6 +121,8 @@ class Invariants:
             return
         value = _name(kv.value)
         taken = name not in self.names and self._cluster.sender is None
+        if taken and self.is_restoring:
+            self.broken(f"{name} was taken for {value.request} while the store is held")
         if taken and (name, value.request) in self.answered:
             self.broken(f"{name} was taken for {value.request}, which was answered before")
         self.names[name] = (kv, value)
@@ -210,7 +212,6 @@ class Invariants:
             is_plain = value.state is ClaimState.ACTIVE and not value.adopted and not value.attrs
             if device is not None and is_plain:
                 self._lost[host, name] = device["token"]
-        self._held = False
         self.names.clear()
         self.claims.clear()
         self.epochs.clear()
@@ -225,9 +226,41 @@ class Invariants:
                     self.epochs[host] = kv.value
                 case ["hosts", host, "session"]:
                     self.sessions.add(host)
+        self.holds.set_back(self._cluster._keys.get(self._keys.hold))
         self.history.restart({name: kv for name, (kv, _) in self.names.items()})
 
-    # What the kernels have.
+    # What the kernels have, and who holds it.
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether the hold of a restore stands."""
+        return self.holds.restoring is not None
+
+    @property
+    def now(self) -> float:
+        """The time."""
+        return self._cluster.time()
+
+    def is_known(self, host: str) -> bool:
+        """Whether the store knows a host."""
+        return self._cluster._keys.get(self._keys.identity(host)) is not None
+
+    def holder(self, name: str) -> str | None:
+        """The host that holds a name."""
+        return self.names[name][1].host if name in self.names else None
+
+    def has_device(self, host: str, name: str) -> bool:
+        """Whether a host has a device of a name, whosesoever."""
+        return self._hosts[host].kernel.device(name) is not None
+
+    def generation(self, host: str) -> int:
+        """The generation of a host's workers; 0: none is in force."""
+        generation: int = self._hosts[host].locks.generation
+        return generation
+
+    def made(self) -> list[tuple[str, str]]:
+        """The hosts and names of which a device was ours."""
+        return list(self._ours)
 
     def ours(self, host: str, name: str) -> DeviceRecord | None:
         """The device of a name on a host, if it is ours and was not disowned."""
@@ -244,17 +277,23 @@ class Invariants:
     def created(self, host: str, name: str, record: DeviceRecord, worker: SimWorker) -> None:
         """A worker's create has begun."""
         self._ours[host, name] = record["token"]
+        self.holds.check_write(host, name, "create", worker)
         if not self._is_held(host, name, ClaimState.CREATING, worker, "create"):
             self._disowned.add((host, name, record["token"]))
             return
         for other in self._hosts:
-            if other != host and self.ours(other, name) is not None:
+            device = self.ours(other, name)
+            if other == host or device is None:
+                continue
+            claim = self.claims.get((host, name))
+            if not self.holds.may_be_two(other, name, device["token"], claim and claim[0]):
                 self.broken(f"{name} is made on {host} and {other} has it")
 
     def removed(self, host: str, name: str, record: DeviceRecord, worker: SimWorker) -> None:
         """A worker's remove is about to be written."""
         if record["phase"] == COMING:
             self.broken(f"a remove of {name} on {host} is written before its create has returned")
+        self.holds.check_write(host, name, "remove", worker)
         if not self._is_held(host, name, ClaimState.REMOVING, worker, "remove"):
             return
         if self._ours.get((host, name)) != record["token"]:

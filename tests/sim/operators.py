@@ -41,6 +41,7 @@ class Operator:
             world.loop, random.Random(f"{world.seed}/o{number}"), world.setting.network
         )
         self.link.fates = world.fates.get(number, {})
+        self.link.recorded = self.process.name
         world.loop.begin(self.process, lambda: world.loop.create_task(self._run()))
 
     def kill(self) -> None:

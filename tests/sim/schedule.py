@@ -11,6 +11,8 @@ import random
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tests.sim.cluster import FATES
+
 __all__ = ["FAULTS", "Event", "Schedule", "Setting", "generate"]
 
 # Weights are how often a kind is chosen where a seed has it at all.
@@ -44,6 +46,7 @@ FAULTS: dict[str, tuple[float, float]] = {
     "disk": (0.2, 1.0),  # a host's journal cannot be written for a while
     "full": (0.15, 1.0),  # the store's space quota is used up for a while
     "restore": (0.25, 1.0),  # the store is set back to an older snapshot
+    "scrap": (0.15, 1.0),  # a host loses its power for good, and is evicted
     "quit": (0.3, 3.0),  # an operator's process is killed
 }
 # What an operator asks for, one step after the other; the weight is how often.
@@ -68,7 +71,6 @@ _REQUESTS = {
     "forget": 0.2,
 }
 _BULK = {"create", "remove"}
-FATES = ("lost", "dropped", "late", "doubled", "refused", "slow")
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ def _arguments(  # noqa: C901, PLR0911, PLR0912 - one line a kind
             return (host, parent, some)
         case "jump":
             return (host, round(rng.uniform(-1e6, 1e6)))
-        case "restore":
-            return (some, some / 4)
+        case "restore":  # how old the snapshot is, and whether an operator begins it
+            return (some, rng.random() < 0.6)
         case "quit":
             return (rng.randrange(14), rng.randrange(60))
         case _:

@@ -18,15 +18,14 @@ from agent.simulated_kernel import ACTIVE, LINGERING
 from coordinator.check import check
 from coordinator.keys import Keys
 from coordinator.memory import MemoryStore
-from coordinator.model import HoldValue, encode
 from coordinator.states import ClaimState
-from coordinator.store import Delete, Put, Txn
 from tests.sim.cluster import Cluster
 from tests.sim.faults import Faults
 from tests.sim.host import Host
 from tests.sim.invariants import Invariants
 from tests.sim.loop import Process, SimLoop, Stuck
 from tests.sim.operators import Operator
+from tests.sim.runbook import Runbook
 from tests.sim.schedule import FAULTS
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coordinator.errors import MdevnsError
-    from coordinator.memory import Snapshot
     from tests.sim.schedule import Event, Schedule
 
 __all__ = ["Outcome", "World", "play"]
@@ -79,7 +77,7 @@ class World:
         self.operators: list[Operator] = []
         self.calm = False
         self._hash = hashlib.blake2b(digest_size=8)
-        self._restored: dict[str, bytes] | None = None
+        self.runbook = Runbook(self)
         self._plan(schedule)
 
     def _plan(self, schedule: Schedule) -> None:
@@ -131,50 +129,6 @@ class World:
                 )
         self.invariants.committed(changes)
 
-    # A store that is restored.
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Set the store back; the hold is written before anybody may connect."""
-        self.noted("the store is set back")
-        self.cluster.set_back(snapshot)
-        hold = encode(HoldValue(id="sim", who=None, at="sim"))
-        self.invariants.restore()
-        self._restored = dict(self.invariants.epochs)
-        self.cluster.txn(Txn(success=(Put(self.keys.hold, hold),)))
-        self.loop.after(1.0, self._finish)
-
-    def _finish(self) -> None:
-        """Lift the hold as the runbook does: all hosts are back, and all that lives is known."""
-        assert self._restored is not None
-        back = all(
-            host in self.invariants.sessions
-            and self.invariants.epochs.get(host) != self._restored.get(host)
-            for host in self.hosts
-        )
-        if back and not self._in_flight() and not self._unclaimed() and not self._usurped():
-            self.noted("the hold is lifted")
-            self.cluster.txn(Txn(success=(Delete(self.keys.hold),)))
-        else:
-            self.loop.after(1.0, self._finish)
-
-    def _usurped(self) -> bool:
-        """Free the names whose device is elsewhere than the restored store says.
-
-        A conflict may stay where both have a device. Where its holder has none, the holder
-        would make a second one as soon as the hold is lifted. Whether there were any.
-        """
-        found = False
-        for (host, name), (kv, _) in list(self.invariants.claims.items()):
-            if self.hosts[host].kernel.device(name) is not None:
-                continue
-            if any(self.hosts[other].kernel.device(name) for other in self.hosts):
-                found = True
-                self.counts["holders without a device that gave way after a restore"] += 1
-                self.noted(f"{name} is taken from {host}, whose device is elsewhere")
-                key = self.keys.name(name)
-                self.cluster.txn(Txn(success=(Delete(key), Delete(kv.key))))
-        return found
-
     def _in_flight(self) -> list[str]:
         return [f"{host.name}: {name}" for host in self.hosts.values() for name in host.locks.held]
 
@@ -214,12 +168,16 @@ class World:
         """What is not as it is to be in the end."""
         found = [f"{o.event} has no answer" for o in self.operators if not o.done]
         found += [
-            f"{host} has no session" for host in self.hosts if host not in self.invariants.sessions
+            f"{host.name} has no session"
+            for host in self.hosts.values()
+            if host.name not in self.invariants.sessions and not host.is_scrapped
         ]
         found += [f"{what} is in flight" for what in self._in_flight()] + self._unclaimed()
         if self.cluster._keys.get(self.keys.hold) is not None:
             found.append("the hold is not lifted")
         for (host, name), (_, claim) in self.invariants.claims.items():
+            if self.hosts[host].is_scrapped and claim.state is not ClaimState.DEFINED:
+                found.append(f"{name} is {claim.state} on {host}, which is gone")
             record = self.hosts[host].kernel.device(name)
             if claim.state not in (ClaimState.ACTIVE, ClaimState.DEFINED):
                 found.append(f"{name} is {claim.state} on {host}")
@@ -239,9 +197,10 @@ class World:
         process = Process("check")
         self.loop.begin(process, lambda: done.append(self.loop.create_task(self._report())))
         until = self.loop.time() + 10.0
-        while not done[0].done() and self.loop.time() < until:
+        while not done[0].done() and self.loop.time() < until and not self.loop.halted:
             self.loop.run(self.loop.time() + 0.1)
-        done[0].result()
+        if not self.loop.halted:
+            done[0].result()
 
     async def _report(self) -> None:
         report = await check(MemoryStore(self.cluster), self.keys)
@@ -249,17 +208,26 @@ class World:
             if not finding.fault:
                 continue
             host, name = finding.host or "", finding.name or ""
-            if finding.kind == "conflict" and (
-                self.invariants.restored > 0 or self.invariants.ours(host, name) is None
-            ):
+            if finding.kind == "conflict" and self._may_stay(host, name):
                 self.counts["conflicts that stay"] += 1
                 continue
             self.broken(f"check finds {finding.kind}: {name} on {host}: {finding.detail}")
+
+    def _may_stay(self, host: str, name: str) -> bool:
+        """Whether a conflict is one that only people can settle: two devices, or not ours."""
+        if self.invariants.ours(host, name) is None:
+            return True
+        holder = self.invariants.names[name][1].host
+        return holder is not None and self.hosts[holder].kernel.device(name) is not None
 
     def outcome(self) -> Outcome:
         """What came of it."""
         violations = [*self.invariants.violations, *self.loop.defects]
         counts = self.counts + self.invariants.counts
+        counts["a request in doubt took its name anew"] = self.invariants.history.twice
+        counts["a request was refused, of which an earlier copy had been done"] = (
+            self.invariants.history.refused
+        )
         counts["store requests"] = self.cluster.requests
         faults = sum(n for kind, n in counts.items() if kind.startswith("fault: "))
         operations = self.cluster.requests + counts["kernel writes"] + counts["requests"] + faults

@@ -1,6 +1,6 @@
 """Search by simulation, or play one schedule again.
 
-python -m tests.sim [--runs N] [--jobs N] [--first SEED]
+python -m tests.sim [--runs N] [--jobs N] [--first SEED] [--without FAULT,FAULT]
 python -m tests.sim --seed SEED [--log]
 python -m tests.sim --file FILE [--log]
 """
@@ -41,15 +41,17 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=None)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--file", type=Path, default=None)
+    parser.add_argument("--without", default="", help="kinds of faults, with commas between")
     parser.add_argument("--log", action="store_true")
     options = parser.parse_args()
+    without = frozenset(options.without.split(","))
     if options.seed is not None:
-        return _again(generate(options.seed), log=options.log)
+        return _again(generate(options.seed, without), log=options.log)
     if options.file is not None:
         schedules = [Schedule.loads(line) for line in options.file.read_text().splitlines()]
         return max(_again(schedule, log=options.log) for schedule in schedules)
     first = random.SystemRandom().randrange(1 << 40) if options.first is None else options.first
-    return _search(first, options.runs, options.jobs)
+    return _search(range(first, first + options.runs), options.jobs, without)
 
 
 def _again(schedule: Schedule, *, log: bool) -> int:
@@ -66,30 +68,28 @@ def _again(schedule: Schedule, *, log: bool) -> int:
     return int(bool(outcome.violations))
 
 
-def _search(first: int, runs: int, jobs: int) -> int:
-    _say(f"seeds {first} to {first + runs - 1}, {jobs} at a time")
+def _search(seeds: range, jobs: int, without: frozenset[str]) -> int:
+    _say(f"seeds {seeds[0]} to {seeds[-1]}, {jobs} at a time")
     total, began = Summary(), time.monotonic()
-    for some in _summaries(first, runs, jobs):
+    for some in _summaries(seeds, jobs, without):
         total.add(some)
         for seed, violations in some.failures:
             _say(f"seed {seed}: {violations[0]}")
         rate = total.schedules / (time.monotonic() - began) * 60
-        _progress(f"{total.schedules} of {runs} schedules, {rate:.0f} a minute")
+        _progress(f"{total.schedules} of {len(seeds)} schedules, {rate:.0f} a minute")
     _progress("")
     _say(*total.lines())
     for seed, _ in total.failures[:_SHOWN]:
         with quietly():
-            schedule = shortest(generate(seed))
+            schedule = shortest(generate(seed, without))
             violations = play(schedule).violations
         _tell(schedule, violations)
     return int(bool(total.failures))
 
 
-def _summaries(first: int, runs: int, jobs: int) -> Iterator[Summary]:
+def _summaries(seeds: range, jobs: int, without: frozenset[str]) -> Iterator[Summary]:
     """Chunk by chunk; each in a process that is young, so that memory is bounded."""
-    chunks = [
-        (seed, min(_CHUNK, first + runs - seed)) for seed in range(first, first + runs, _CHUNK)
-    ]
+    chunks = [(seed, min(_CHUNK, seeds.stop - seed), without) for seed in seeds[::_CHUNK]]
     if jobs == 1:
         for chunk in chunks:
             yield search_seeds(*chunk)

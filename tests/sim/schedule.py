@@ -131,8 +131,11 @@ class Schedule:
         return cls(read["seed"], Setting(**read["setting"]), events)
 
 
-def generate(seed: int) -> Schedule:
-    """The schedule of a seed: a random subset of all kinds of faults, with random intensity."""
+def generate(seed: int, without: frozenset[str] = frozenset()) -> Schedule:
+    """The schedule of a seed: a random subset of all kinds of faults, with random intensity.
+
+    What is of a kind in `without` is left out, and the rest is the same.
+    """
     rng = random.Random(f"schedule/{seed}")
     setting = Setting(
         hosts=rng.choice((2, 2, 3, 3, 4)),
@@ -150,7 +153,8 @@ def generate(seed: int) -> Schedule:
         horizon=rng.choice((5.0, 7.0, 10.0)),
         per_parent=rng.choice((1, 2, 4)),
     )
-    events = [*_requests(rng, setting), *_faults(rng, setting)]
+    drawn = (*_requests(rng, setting), *_faults(rng, setting))
+    events = [event for event in drawn if event.kind not in without]
     return Schedule(
         seed, setting, tuple(sorted(events, key=lambda e: (e.at, e.kind, repr(e.args))))
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from coordinator.states import ClaimState
     from coordinator.store import Store
 
-__all__ = ["Host", "process"]
+__all__ = ["SOON", "Host", "process"]
 
 SOON = 20.0  # seconds for what takes a fraction of one on a quiet machine
 

@@ -11,8 +11,8 @@ from agent.journal import Journal, journal_path
 from agent.makers import maker_of
 from agent.workers import Answer, Order, OrderKind, Workers
 from coordinator.states import ClaimState
-from coordinator.store import Delete, Put, Txn
-from tests.agent.host import Host, process
+from coordinator.store import Delete, Put, Txn, prefix
+from tests.agent.host import SOON, Host, process
 from tests.agent.test_interleavings import HeldBus
 from tests.support.desk import HOST, NAME
 from tests.support.faulty import Fate, FaultyStore
@@ -59,25 +59,37 @@ async def _silence() -> AsyncIterator[WatchBatch]:
 
 
 async def changes_nothing(host: Host, *and_then: Delete) -> None:
-    """Give the host another epoch, of which its agent hears nothing, and see it enrol again."""
-    before, epoch = host.claim(), host.desk.keys.epoch(HOST)
-    host.desk.core.txn(Txn(success=(Put(epoch, b"evict-1"), *and_then)))
+    """Give the host another epoch, of which its agent hears nothing, and see it enrol again.
 
-    def has_enrolled_again() -> bool:
-        kv = host.desk.kv(epoch)
-        assert kv is not None
-        assert kv.value != b"evict-1" or host.claim() == before
-        return kv.value != b"evict-1"
+    What it writes until then is told by a watch: between two looks it could do both.
+    """
+    keys = host.desk.keys
+    taken = host.desk.core.txn(Txn(success=(Put(keys.epoch(HOST), b"evict-1"), *and_then)))
+    whole = prefix(keys.of_host(HOST))
+    async with (
+        asyncio.timeout(SOON),
+        host.desk.store.watch((whole,), taken.revision + 1) as batches,
+    ):
+        async for batch in batches:
+            if batch.events:
+                assert batch.events[0].kv.key == keys.epoch(HOST)
+                return
 
-    await host.wait(has_enrolled_again)
+
+def reports(host: Host, txn: Txn) -> bool:
+    """Whether it tells what a parent has left."""
+    parents = host.desk.keys.parents(HOST)
+    return any(isinstance(op, Put) and op.key.startswith(parents) for op in txn.success)
 
 
 async def test_an_agent_that_has_not_heard_of_its_end_activates_nothing(tmp_path: Path) -> None:
     """Its transaction compares the epoch: it is refused, and enrols again for that."""
     host = Host(tmp_path / "slow", latency=1.0)
-    host.store = Deaf(host.store, lambda _: Fate.DELIVER)
+    host.store = deaf = Deaf(host.store, lambda _: Fate.DELIVER)
     await host.ask()
     async with host.agent(rescan=60.0):
+        # What it reports compares the epoch too, and would tell it first.
+        deaf.decide = lambda txn: Fate.UNREACHABLE if reports(host, txn) else Fate.DELIVER
         await host.wait(lambda: host.is_in(CREATING))
         await changes_nothing(host)
 

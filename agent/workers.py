@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
     from coordinator.model import Name
 
-__all__ = ["Answer", "Machine", "Order", "OrderKind", "Processes", "Worker", "Workers"]
+__all__ = [
+    "Answer",
+    "Machine",
+    "Order",
+    "OrderKind",
+    "Processes",
+    "Worker",
+    "Workers",
+    "answer_of",
+]
 
 _IDLE = 30.0  # seconds until a worker that has nothing to do is let go
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
@@ -110,6 +119,27 @@ class Worker(Protocol):
     def close(self) -> None:
         """Let go of all that is held for it."""
         ...
+
+
+async def answer_of(
+    messages: asyncio.Queue[dict[str, Any] | None], is_given_up: Callable[[], bool]
+) -> Answer:
+    """What became of an order, from a worker's messages; None is the last: there are no more.
+
+    `is_given_up` says whether that is because nobody listens any more.
+    """
+    begun = False
+    while True:
+        message = await messages.get()
+        if message is None and not begun and not is_given_up():
+            # It would have said so before it wrote, and cannot any more.
+            return _not_begun("worker died")
+        if message is None:
+            why = "still under way" if is_given_up() else "worker died"
+            return Answer(begun=True, known=False, why=why, seconds=0.0)
+        if "beginning" not in message:
+            return Answer(**message)
+        begun = True
 
 
 class Machine(Protocol):
@@ -395,23 +425,9 @@ class _Process:
         """Send an order and wait for what became of it."""
         self.is_asked = True
         await self._send(line)
-        answer = await self._answer()
+        answer = await answer_of(self._messages, lambda: self._given_up)
         self.is_asked = False
         return answer
-
-    async def _answer(self) -> Answer:
-        begun = False
-        while True:
-            message = await self._messages.get()
-            if message is None and not begun and not self._given_up:
-                # It would have said so before it wrote, and cannot any more.
-                return _not_begun("worker died")
-            if message is None:
-                why = "still under way" if self._given_up else "worker died"
-                return Answer(begun=True, known=False, why=why, seconds=0.0)
-            if "beginning" not in message:
-                return Answer(**message)
-            begun = True
 
     async def _send(self, line: bytes) -> None:
         with suppress(OSError):  # it died, or is given up: there will be no answer

@@ -36,6 +36,7 @@ from coordinator.store import (
     pages,
     prefix,
     unchanged,
+    unwritten_since,
     valued,
 )
 from coordinator.transactions import Guard, transact
@@ -131,17 +132,25 @@ async def finish(client: Client, *, wait: float = 0.0) -> Finished:
     finished = Finished()
     while True:
         finished.left, finished.conflicts = [], []
-        hold, hosts = await _look(client)
-        if hold is None:
+        look = await _look(client)
+        if look.hold is None:
             return finished
-        await _Pass(client, hold, hosts, finished).run()
+        await _Pass(client, look, look.hold, finished).run()
         if not finished.left or client.clock.boottime() >= end:
             return finished
         await asyncio.sleep(_AGAIN)
 
 
-async def _look(client: Client) -> tuple[KeyValue | None, dict[str, _Host]]:
+@dataclass(frozen=True, slots=True)
+class _Look:
     """The hold, and what stands of every host, all at one revision."""
+
+    hold: KeyValue | None
+    hosts: dict[str, _Host]
+    revision: int
+
+
+async def _look(client: Client) -> _Look:
     keys, hosts, revision = client.keys, dict[str, _Host](), 0
     async for page in pages(client.store, prefix(keys.hosts)):
         revision = page.revision
@@ -149,22 +158,21 @@ async def _look(client: Client) -> tuple[KeyValue | None, dict[str, _Host]]:
             host, _, rest = kv.key.removeprefix(keys.hosts).partition("/")
             hosts.setdefault(host, _Host()).take_down(rest.partition("/")[0], kv)
     hold = (await client.store.range(Range(keys.hold, revision=revision))).first
-    return hold, hosts
+    return _Look(hold, hosts, revision)
 
 
 class _Pass:
     """One look at all hosts, and what follows from it."""
 
-    def __init__(
-        self, client: Client, hold: KeyValue, hosts: dict[str, _Host], finished: Finished
-    ) -> None:
-        self._client, self._hold, self._hosts, self._finished = client, hold, hosts, finished
+    def __init__(self, client: Client, look: _Look, hold: KeyValue, finished: Finished) -> None:
+        self._client, self._hold, self._finished = client, hold, finished
+        self._hosts, self._revision = look.hosts, look.revision
         restore = decode(hold, RestoreValue)
         if not isinstance(restore, RestoreValue):
             why = "is held, and not by a restore"
             raise InUse("the namespace", why, "see: mdevns check")
         self._restore = finished.restore = restore
-        finished.hosts = sorted(host for host, one in hosts.items() if one.known)
+        finished.hosts = sorted(host for host, one in look.hosts.items() if one.known)
         self._ready: set[str] = set()
 
     async def run(self) -> None:
@@ -281,11 +289,16 @@ class _Pass:
         result = await settled(
             client,
             Txn(
-                (valued(hold, self._hold.value), Compare(hold, Target.LEASE, "=", 0)),
+                (
+                    valued(hold, self._hold.value),
+                    Compare(hold, Target.LEASE, "=", 0),
+                    # An enrolment writes its machine. Whoever comes after the look is waited for.
+                    unwritten_since(prefix(client.keys.machines), self._revision),
+                ),
                 (Delete(hold) if back is None else Put(hold, encode(back)), record),
                 (get(record.key),),
             ),
         )
         if not result.succeeded and result.ranges()[0].first is None:
-            why = "its hold changed meanwhile"
+            why = "its hold changed, or a host enrolled, at that moment"
             finished.left.append(TryAgain("the restore", why, "try again"))

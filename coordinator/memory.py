@@ -188,10 +188,16 @@ class MemoryEtcd:
         return self._select(request)
 
     def _choose(self, txn: Txn) -> _Path:
-        succeeded = all(holds(compare, self._keys.get(compare.key)) for compare in txn.compares)
+        succeeded = all(map(self._holds, txn.compares))
         ops = txn.success if succeeded else txn.failure
         inner = tuple(self._choose(op) if isinstance(op, Txn) else None for op in ops)
         return _Path(succeeded, ops, inner)
+
+    def _holds(self, compare: Compare) -> bool:
+        if not compare.end:
+            return holds(compare, self._keys.get(compare.key))
+        found: Collection[KeyValue | None] = self._keys.select(compare.key, compare.end)
+        return all(holds(compare, kv) for kv in found or (None,))
 
     def _check(self, path: _Path) -> None:
         """Refuse the whole when something that would run cannot; etcd looks at leases first."""

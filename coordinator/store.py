@@ -44,6 +44,7 @@ __all__ = [
     "prefix_end",
     "present",
     "unchanged",
+    "unwritten_since",
     "valued",
     "within",
 ]
@@ -65,12 +66,16 @@ class Target(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """One condition of a transaction: `key`'s target `op` operand, op one of = != < >."""
+    """One condition of a transaction: `key`'s target `op` operand, op one of = != < >.
+
+    With `end` it holds when it does of every key in [key, end); of none, as of an absent one.
+    """
 
     key: str
     target: Target
     op: str
     operand: int | bytes
+    end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +350,11 @@ def _ordered(op: str, left: Any, right: Any) -> bool:
 def unchanged(key: str, revision: int) -> Compare:
     """The key was last written at `revision`; 0: it is absent."""
     return Compare(key, Target.MOD, "=", revision)
+
+
+def unwritten_since(whole: Range, revision: int) -> Compare:
+    """No key of a range was written after a revision; what was deleted is not seen."""
+    return Compare(whole.key, Target.MOD, "<", revision + 1, whole.end)
 
 
 def valued(key: str, value: bytes) -> Compare:

@@ -238,8 +238,10 @@ async def settle(
 ) -> TxnResult:
     """Apply a transaction, sending the very same one again while its outcome is unknown.
 
-    Its compares make a second application impossible, so sending it again is asking. Nothing
-    else may be done with its names until this returns. `patience` in seconds bounds it, None
+    While what an earlier copy wrote stands, its compares make a second application impossible, so
+    sending it again is asking. What takes a free name can take it once more when it was given up
+    in between: nobody has been answered yet. Nothing else may be done with its names until this
+    returns. `patience` in seconds bounds it, None
     does not. `doubted` is called when an outcome was unknown: copies may then be under way
     for longer than this takes.
 

@@ -60,6 +60,7 @@ def _compare(compare: Compare) -> Any:
         key=to_bytes(compare.key),
         target=target,
         result=_RESULTS[compare.op],
+        range_end=to_bytes(compare.end),
         **{field: compare.operand},
     )
 

@@ -267,7 +267,7 @@ class SimStore:
         self,
         sent: tuple[Callable[[], T], int, int, bytes],
         done: asyncio.Future[Any],
-        lost: bool,  # noqa: FBT001
+        lost: bool,  # noqa: FBT001 - handed on to `call_later`, which knows no keywords
     ) -> None:
         what, to, floor, epoch = sent
         if self._link.is_down or to != self._cluster.id or not self._cluster.admits(self._link):

@@ -1,5 +1,6 @@
 """What goes wrong, one method a kind; the arguments are those of `schedule`."""
 
+# ruff: noqa: FBT001 - the arguments of an event come in their order, true and false among them
 from __future__ import annotations
 
 import errno
@@ -58,7 +59,7 @@ class Faults:
         self._host(host).kills[what, count] = (steps, restart)
         self._counted("kill")
 
-    def stall(self, _: Event, host: int, count: int, some: float, is_lost: bool) -> None:  # noqa: FBT001
+    def stall(self, _: Event, host: int, count: int, some: float, is_lost: bool) -> None:
         self._host(host).stalls[count] = (some, is_lost)
         self._counted("stall")
 
@@ -71,14 +72,14 @@ class Faults:
                 self._counted("quit")
                 operator.process.doomed = (steps, operator.kill)
 
-    def restore(self, event: Event, age: float, is_begun: bool) -> None:  # noqa: FBT001
+    def restore(self, event: Event, age: float, is_begun: bool) -> None:
         taken: list[Snapshot] = []
         at = self._loop.time() + event.at
         cluster = self._world.cluster
         self._loop.at(at - min(age, event.at), lambda: taken.append(cluster.snapshot()))
         self._loop.at(at, self._restore, taken, bool(is_begun))
 
-    def _restore(self, taken: list[Snapshot], is_begun: bool) -> None:  # noqa: FBT001
+    def _restore(self, taken: list[Snapshot], is_begun: bool) -> None:
         self._counted("restore")
         self._world.runbook.restore(taken[0], is_begun=is_begun)
 
@@ -87,13 +88,13 @@ class Faults:
     def term(self, host: int) -> None:
         self._host(host).stop()
 
-    def pause(self, host: int, some: float, _: bool) -> None:  # noqa: FBT001
+    def pause(self, host: int, some: float, _: bool) -> None:
         self._host(host).pause(some, workers=False)
 
-    def freeze(self, host: int, some: float, _: bool) -> None:  # noqa: FBT001
+    def freeze(self, host: int, some: float, _: bool) -> None:
         self._host(host).pause(some, workers=True)
 
-    def power(self, host: int, some: float, late: bool) -> None:  # noqa: FBT001
+    def power(self, host: int, some: float, late: bool) -> None:
         target = self._host(host)
         target.power_off()
         self._loop.after(some, target.boot)
@@ -111,7 +112,7 @@ class Faults:
             target.power_off()
             self._world.runbook.watch()
 
-    def expel(self, host: int, fenced: bool, definitions: bool, slow: bool) -> None:  # noqa: FBT001
+    def expel(self, host: int, fenced: bool, definitions: bool, slow: bool) -> None:
         """An operator evicts as soon as the host has no session; true or not."""
         target = self._host(host)
         if target.name not in self._world.invariants.epochs:
@@ -134,20 +135,20 @@ class Faults:
     def jump(self, host: int, seconds: int) -> None:
         self._host(host).clock.jump += seconds
 
-    def hints(self, host: int, some: float, _: bool) -> None:  # noqa: FBT001
+    def hints(self, host: int, some: float, _: bool) -> None:
         self._host(host).deaf_until = self._loop.time() + some
 
-    def disk(self, host: int, some: float, _: bool) -> None:  # noqa: FBT001
+    def disk(self, host: int, some: float, _: bool) -> None:
         disk = self._host(host).disk
         disk.broken = True
         self._loop.after(some, setattr, disk, "broken", False)
 
     # The store.
 
-    def partition(self, host: int, some: float, _: bool) -> None:  # noqa: FBT001
+    def partition(self, host: int, some: float, _: bool) -> None:
         self._host(host).cut_off(self._loop.time() + some)
 
-    def cut(self, host: int, some: float, _: bool) -> None:  # noqa: FBT001
+    def cut(self, host: int, some: float, _: bool) -> None:
         link = self._host(host).link
         if link is not None:
             link.cut = self._loop.time() + some
@@ -212,7 +213,7 @@ class Faults:
             record["held"] = True
             self._loop.after(some, kernel.let_go, name_of(name))
 
-    def caught(self, host: int, some: float, blind: bool) -> None:  # noqa: FBT001
+    def caught(self, host: int, some: float, blind: bool) -> None:
         target, kernel = self._host(host), self._host(host).kernel
         for name, record in kernel.memory().devices.items():
             if record["phase"] != ACTIVE or record["held"]:
@@ -248,7 +249,7 @@ class Faults:
         kernel.unplug(kernel.parent(parent))
         self._loop.after(some, kernel.plug, kernel.parent(parent))
 
-    def blind(self, host: int, some: float, wholly: bool) -> None:  # noqa: FBT001
+    def blind(self, host: int, some: float, wholly: bool) -> None:
         kernel = self._host(host).kernel
         what = "broken" if wholly else "blind"
         setattr(kernel, what, True)

@@ -6,6 +6,7 @@ What agents do and what time does has its one moment: that of its commit.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -46,11 +47,17 @@ class History:
         self.refused = 0  # how often one was, of which an earlier copy had been done
         self.twice = 0  # how often a request in doubt took a name anew
         self._count = 0
+        self._carried: set[int] = set()  # what was asked of a store that was set back meanwhile
         self._at: dict[tuple[str, int], Holder] = {}  # by name and revision
 
     def restart(self, standing: dict[str, KeyValue]) -> None:
-        """The store was set back: what was asked before says nothing of what comes."""
-        self._operations.clear()
+        """The store was set back: what was answered before says nothing of what comes.
+
+        What is still asked may be done in the one store or the other; nobody knows in which.
+        """
+        asked = {n: each for n, each in self._operations.items() if each.returned is None}
+        self._operations = {n: replace(each, invoked=self._time()) for n, each in asked.items()}
+        self._carried |= asked.keys()
         self._done.clear()
         self._at.clear()
         for name, kv in standing.items():
@@ -116,6 +123,9 @@ class History:
     def begun(self, process: str, change: Change) -> int:
         """An operator is about to ask for a change; until it is answered nobody knows."""
         kind, holder, to = self._meaning(change)
+        if kind is Kind.FREE:
+            # It is done when what was read is gone, whoever has given it up since.
+            kind = Kind.LAPSE
         target = holder if kind is Kind.TAKE else to
         if target is not None:
             self._done.pop((process, change.name, target), None)
@@ -152,7 +162,7 @@ class History:
     def ended(self, number: int, answer: Answer) -> None:
         """An operator has its answer. What was refused for another reason did nothing."""
         operation, error = self._operations.get(number), answer.error
-        if operation is None or isinstance(error, OutcomeUnknown):
+        if operation is None or number in self._carried or isinstance(error, OutcomeUnknown):
             return
         told: dict[str, Any] = {"returned": self._time(), "done": error is None}
         if isinstance(error, NameTaken | Moved):
@@ -165,8 +175,7 @@ class History:
         elif error is not None:
             del self._operations[number]
             return
-        fields = {name: getattr(operation, name) for name in Operation.__dataclass_fields__}
-        self._operations[number] = Operation(**(fields | told))
+        self._operations[number] = replace(operation, **told)
 
     def check(self) -> list[str]:
         """What cannot have been as it was told."""

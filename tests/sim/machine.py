@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.simulated_kernel import COMING
 from agent.worker import AgentGone, errno_of, writes
-from agent.workers import Answer
+from agent.workers import answer_of
 from tests.sim.kernel import SimBus
 from tests.sim.loop import Process
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent.worker import OrderMessage
+    from agent.workers import Answer
     from coordinator.model import Name
     from tests.sim.loop import SimLoop
 
@@ -142,22 +143,9 @@ class SimWorker:
         """Send an order and wait for what became of it."""
         self.is_asked = True
         self._loop.after(self._host.rng.random() * _PIPE, self._receive, line)
-        answer = await self._answer()
+        answer = await answer_of(self._words, lambda: self._given_up)
         self.is_asked = False
         return answer
-
-    async def _answer(self) -> Answer:
-        begun = False
-        while True:
-            word = await self._words.get()
-            if word is None and not begun and not self._given_up:
-                return Answer(begun=False, why="worker died", seconds=0.0)
-            if word is None:
-                why = "still under way" if self._given_up else "worker died"
-                return Answer(begun=True, known=False, why=why, seconds=0.0)
-            if "beginning" not in word:
-                return Answer(**word)
-            begun = True
 
     def hang_up(self) -> None:
         """Let it end when its write has returned."""

@@ -19,6 +19,7 @@ from coordinator.model import (
     FindingValue,
     HoldValue,
     IdentityValue,
+    MachineValue,
     RestoredValue,
     RestoreValue,
     Unreadable,
@@ -417,6 +418,28 @@ def test_it_ends_when_every_host_has_told(desk: Desk) -> None:
     assert acts(desk) == ["restore begin", "restore finish"]
     (result,) = ask(desk, lambda client: reserve(client, [NAME], request="r", ttl=60))
     assert result.error is None
+
+
+def test_a_host_that_enrols_at_that_moment_is_waited_for(desk: Desk) -> None:
+    """It was not there when all hosts were looked at, and may have what is claimed nowhere yet."""
+    begun(desk)
+    told(desk, enrolled(desk))
+    comes = [
+        Put(desk.keys.machine("m-late"), encode(MachineValue(host="late"))),
+        Put(desk.keys.identity("late"), encode(IdentityValue(machine_id="m-late"))),
+        Put(desk.keys.epoch("late"), b"i"),
+    ]
+
+    def decide(txn: Txn) -> Fate:
+        if Delete(desk.keys.hold) in txn.success and comes:
+            put(desk, *comes)
+            comes.clear()
+        return Fate.DELIVER
+
+    answer = ask(desk, finish, FaultyStore(desk.store, decide))
+    assert [error.what for error in answer.left] == ["the restore"]
+    assert held(desk) is not None
+    assert left(desk) == ["host late"]
 
 
 def test_without_a_restore_there_is_nothing_to_finish(desk: Desk) -> None:

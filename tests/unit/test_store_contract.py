@@ -30,6 +30,7 @@ from coordinator.store import (
     prefix,
     present,
     unchanged,
+    unwritten_since,
     valued,
 )
 from tests.support import rawetcd
@@ -106,6 +107,20 @@ async def under_way(reading: Awaitable[T]) -> asyncio.Future[T]:
 
 
 # --- transactions
+
+
+async def test_a_compare_of_a_range_holds_of_every_key_in_it(bench: Bench) -> None:
+    """One key that was written later fails it; a range without keys is as an absent key."""
+    whole = prefix(bench.key("many/"))
+    assert (await bench.store.txn(Txn((unwritten_since(whole, 0),)))).succeeded
+    await bench.put("many/1", b"1")
+    then = await bench.put("many/2", b"2")
+    assert (await bench.store.txn(Txn((unwritten_since(whole, then),)))).succeeded
+    assert not (await bench.store.txn(Txn((unwritten_since(whole, then - 1),)))).succeeded
+    await bench.put("more", b"3")
+    assert (await bench.store.txn(Txn((unwritten_since(whole, then),)))).succeeded
+    await bench.put("many/1", b"4")
+    assert not (await bench.store.txn(Txn((unwritten_since(whole, then),)))).succeeded
 
 
 async def test_a_transaction_runs_the_branch_that_its_compares_choose(bench: Bench) -> None:

@@ -37,17 +37,18 @@ def begin(call: Call) -> None:
 
     To be done when etcd was restored from a snapshot or is empty, before agents and operators
     may connect. An agent that meets an etcd that was set back does the same. Where a restore is
-    under way already, that is told.
+    under way already it begins anew, and all hosts tell again: its hold may be the snapshot's.
     """
     begun = call.run(restoring.begin)
     if call.out.is_object:
-        call.out.answer({**_json(begun.restore), "begun": begun.anew})
+        before = None if begun.before is None else begun.before.restore
+        call.out.answer({**_json(begun.restore), "instead_of": before})
     elif call.out.form is Format.NAME:
         call.out.write(f"{begun.restore.restore}\n")
-    elif begun.anew:
-        call.out.write("the namespace is held; when all hosts are back: mdevns restore finish\n")
     else:
-        call.out.write(f"a restore is under way already: {_told(begun.restore)}\n")
+        if begun.before is not None:
+            call.out.write(f"begun anew; a restore was under way {_told(begun.before)}\n")
+        call.out.write("the namespace is held; when all hosts are back: mdevns restore finish\n")
 
 
 @app.command("finish")

@@ -49,14 +49,17 @@ _ROUNDS = 10  # how often a hold that changed meanwhile is read again
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The restore that is under way; `anew`: this has begun it."""
+    """The restore that was begun, and the one whose hold it has replaced."""
 
     restore: RestoreValue
-    anew: bool
+    before: RestoreValue | None
 
 
 async def begin(client: Client) -> Begun:
-    """Hold the namespace, unless a restore holds it already; an import's hold is carried along.
+    """Hold the namespace; an import's hold is carried along.
+
+    Also where a restore holds it already: that hold may have been in the snapshot, with the words
+    of hosts that have not noted what came after it. So all of them tell again.
 
     Raises:
         InUse: another process is just beginning one.
@@ -65,30 +68,25 @@ async def begin(client: Client) -> Begun:
     for _ in range(_ROUNDS):
         hold = (await client.store.range(get(client.keys.hold))).first
         known = None if hold is None else decode(hold, RestoreValue)
-        if hold is not None and isinstance(known, RestoreValue):
-            if hold.lease:
-                raise InUse("the restore", "is just being begun", "try again in a moment")
-            return Begun(known, anew=False)
-        begun = await _begin_over(client, hold)
+        before = known if isinstance(known, RestoreValue) else None
+        if before is not None and hold is not None and hold.lease:
+            raise InUse("the restore", "is just being begun", "try again in a moment")
+        begun = await _begin_over(client, hold, before)
         if begun is not None:
-            return Begun(begun, anew=True)
+            return Begun(begun, before)
     raise InUse("the namespace", "its hold keeps changing", "who imports? see: mdevns check")
 
 
-async def _begin_over(client: Client, hold: KeyValue | None) -> RestoreValue | None:
+async def _begin_over(
+    client: Client, hold: KeyValue | None, before: RestoreValue | None
+) -> RestoreValue | None:
     """Put a hold in the place of what stands; None when that has changed meanwhile."""
-    imported = None if hold is None else decode(hold, HoldValue)
-    if hold is not None and isinstance(imported, Unreadable):
-        refusal = client.claims.no_hold().refusal(hold)
-        assert refusal is not None
-        raise refusal
     value = RestoreValue(
         restore=f"{client.rng.getrandbits(128):032x}",
         who=client.asked_by,
         why="an operator has begun it",
         at=client.clock.now(),
-        # One that hangs on a lease has written nothing yet that would be taken back.
-        imported=imported if isinstance(imported, HoldValue) and hold and not hold.lease else None,
+        imported=before.imported if before else _import(client, hold),
     )
     record = record_of(client, "restore begin", None, f"restore {value.restore}")
     compare = valued(client.keys.hold, encode(value))
@@ -97,6 +95,21 @@ async def _begin_over(client: Client, hold: KeyValue | None) -> RestoreValue | N
     elif not await _take(client, value, record):
         return None
     return value if await _keep(client, compare, value, record) else None
+
+
+def _import(client: Client, hold: KeyValue | None) -> HoldValue | None:
+    """The import whose hold it is, if there is anything of it to be taken back.
+
+    Raises:
+        StoreReadOnly: it is nobody's that is known here.
+    """
+    imported = None if hold is None else decode(hold, HoldValue)
+    if hold is not None and isinstance(imported, Unreadable):
+        refusal = client.claims.no_hold().refusal(hold)
+        assert refusal is not None
+        raise refusal
+    # One that hangs on a lease has written nothing yet.
+    return imported if isinstance(imported, HoldValue) and hold and not hold.lease else None
 
 
 async def _take(client: Client, value: RestoreValue, record: Put) -> bool:

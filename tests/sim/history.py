@@ -160,7 +160,7 @@ class History:
         return self._at.get((name, compare.operand), Holder(ANY, ANY))
 
     def ended(self, number: int, answer: Answer) -> None:
-        """An operator has its answer. What was refused for another reason did nothing."""
+        """An operator has its answer."""
         operation, error = self._operations.get(number), answer.error
         if operation is None or number in self._carried or isinstance(error, OutcomeUnknown):
             return
@@ -173,8 +173,7 @@ class History:
                 told["done"] = True
             told["seen"] = None if holder is None else Holder(holder.host or "", ANY)
         elif error is not None:
-            del self._operations[number]
-            return
+            told["done"] = None  # by an earlier copy, perhaps, and its lease lapsed since
         self._operations[number] = replace(operation, **told)
 
     def check(self) -> list[str]:

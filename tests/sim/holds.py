@@ -106,7 +106,8 @@ class Holds:
             if (host, name) in world.claims:
                 self._forgotten.discard((host, name, token))
                 continue
-            if not world.is_known(host):
+            # Whoever evicts a host that has told nothing says that nothing of it lives.
+            if not world.is_known(host) or world.epochs.get(host, b"").startswith(b"evict"):
                 self._excused.add((host, name, token))
                 continue
             holder = world.holder(name)

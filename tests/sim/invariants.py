@@ -153,7 +153,8 @@ class Invariants:
 
     def _own(self, host: str, name: str) -> None:
         record = self._hosts[host].kernel.device(name)
-        if record is not None:
+        # One that is coming is made by hand, since ours was there a moment ago.
+        if record is not None and record["phase"] != COMING:
             self._ours[host, name] = record["token"]
             self._disowned.discard((host, name, record["token"]))
 
@@ -212,6 +213,8 @@ class Invariants:
             is_plain = value.state is ClaimState.ACTIVE and not value.adopted and not value.attrs
             if device is not None and is_plain:
                 self._lost[host, name] = device["token"]
+        for lost in [key for key in self._lost if self._cluster._keys.get(self._keys.name(key[1]))]:
+            del self._lost[lost]  # an earlier restore's: this one knows the name again
         self.names.clear()
         self.claims.clear()
         self.epochs.clear()

@@ -76,7 +76,7 @@ class Runbook:
         while True:
             begun = await self._tried("restore begin", link, restoring.begin)
             if begun is not None:
-                self._world.counts["restores begun by an operator"] += begun.anew
+                self._world.counts["restores begun by an operator"] += 1
                 break
             await self._loop.pass_time(0.2)
         self._world.cluster.admitted = None

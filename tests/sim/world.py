@@ -217,7 +217,9 @@ class World:
         """Whether a conflict is one that only people can settle: two devices, or not ours."""
         if self.invariants.ours(host, name) is None:
             return True
-        holder = self.invariants.names[name][1].host
+        if name not in self.invariants.names:  # given up while `check` was reading
+            return True
+        holder = self.invariants.holder(name)
         return holder is not None and self.hosts[holder].kernel.device(name) is not None
 
     def outcome(self) -> Outcome:

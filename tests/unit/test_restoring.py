@@ -175,12 +175,18 @@ def test_while_it_is_under_way_nothing_is_taken(desk: Desk) -> None:
     assert "(me: an operator has begun it)" in result.error.line
 
 
-def test_begun_twice_it_is_one(desk: Desk) -> None:
-    """The second is told of the first."""
+def test_begun_again_all_hosts_tell_again(desk: Desk) -> None:
+    """The first hold may have stood in a snapshot, with the words of hosts from before it."""
     first = begun(desk)
+    session = enrolled(desk)
+    told(desk, session)
     second = ask(desk, begin)
-    assert (second.restore, second.anew) == (first, False)
-    assert acts(desk) == ["restore begin"]
+    assert second.before == first
+    assert second.restore.restore != first.restore
+    assert left(desk) == [f"host {HOST}"]
+    told(desk, enrolled(desk))
+    assert left(desk) == []
+    assert acts(desk) == ["restore begin", "restore begin", "restore finish"]
 
 
 @pytest.mark.parametrize("fate", [Fate.LOSE_ANSWER, Fate.DROP, Fate.DELAY])
@@ -190,7 +196,7 @@ def test_a_lost_answer_begins_it_once_and_nothing_late_begins_it_again(
 ) -> None:
     """A copy that comes when the restore was finished holds nobody."""
     store = FaultyStore(desk.store, on_nth_write(nth, fate))
-    assert ask(desk, begin, store).anew
+    assert ask(desk, begin, store).before is None
     assert acts(desk) == ["restore begin"]
     assert not finished(desk).left
     run_virtual(store.release_late(), desk.core)

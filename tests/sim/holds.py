@@ -38,6 +38,7 @@ class Holds:
         self._known: set[tuple[str, int]] = set()  # the generations of agents that know of it
         self._forgotten: set[tuple[str, str, int]] = set()  # devices that a restore forgot
         self._excused: set[tuple[str, str, int]] = set()
+        self._of_the_snapshot: RestoreValue | None = None
 
     def set_back(self, hold: KeyValue | None) -> None:
         """The store was set back: claims and names are what it has now, and so is the hold."""
@@ -45,6 +46,7 @@ class Holds:
         self._known.clear()
         if hold is not None:
             self._changed(hold)
+        self._of_the_snapshot = self.restoring
         for host, name, token in self._devices():
             if (host, name) not in self._world.claims:
                 self._forgotten.add((host, name, token))
@@ -61,7 +63,10 @@ class Holds:
         self._is_kept = kv is not None and not kv.lease
         self.restoring = None if kv is None else _restore(kv.value)
         if kv is None:
-            if before is not None and was_kept:  # else its beginning was cut off
+            if before is not None and before == self._of_the_snapshot:
+                self._world.counts["finished by the words of a snapshot: nobody began anew"] += 1
+                self._excused.update(self._devices())
+            elif before is not None and was_kept:  # else its beginning was cut off
                 self._ended()
         elif before is None or before.restore != self.restoring.restore:  # type: ignore[union-attr]  # it is one
             self._stood, self._revision = True, kv.mod_revision

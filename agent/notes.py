@@ -41,6 +41,7 @@ class Notes:
         self._trouble: str | None = None
         self._awaiting: list[asyncio.Future[None]] = []
         self._older: dict[Name, Claim] = {}
+        self._displaced: dict[Name, Claim] = {}
         self._why = ""
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -91,10 +92,12 @@ class Notes:
         if not same:
             self._kept.reverted.discard(name)
         if claim is None:
-            if self._kept.claims.pop(name, None) is None:
+            if self._kept.claims.pop(name, None) is None or name in self._kept.lost:
                 return
         else:
             self._supersede(name, claim)
+            if claim.state is ClaimState.RESERVED:
+                return  # nothing was begun for it: what the file has of the name stays lost
             self._kept.lost.pop(name, None)
         self._changes.claims[name] = claim
         self._changes.lost.pop(name, None)
@@ -106,6 +109,9 @@ class Notes:
         before = self._kept.claims.get(name)
         if before is not None and before.revision > claim.revision:
             self._older[name] = before  # by the number: whether it was set back, `listed` tells
+        is_new = claim.state is ClaimState.RESERVED
+        if is_new and before is not None and before.state is not ClaimState.RESERVED:
+            self._displaced[name] = before  # it was freed, or the store was set back
         self._kept.claims[name] = claim
         if claim.revision > self._kept.revision:
             self._seen(claim.revision)
@@ -150,8 +156,8 @@ class Notes:
         """All claims of the host were listed at a revision; `learnt` has heard of each.
 
         What is not among them was freed by whoever may, unless the store is behind what was
-        seen of it: then it was set back, and they are lost. Reservations are not: no device was
-        begun for them.
+        seen of it: then it was set back, and they are lost. So it is with what a reservation now
+        stands in the place of. Reservations are not lost: no device was begun for them.
         """
         self._heard()
         seen = max([self._kept.revision, *(one.revision for one in self._older.values())])
@@ -162,16 +168,17 @@ class Notes:
                 "the store was set back",
                 revision=revision,
                 seen=seen if seen < _BEYOND else "another store",
-                claims_lost=len(missing),
+                claims_lost=len(missing) + len(self._displaced),
             )
         self._kept.reverted.difference_update(missing)
         self._changes.reverted -= missing
-        for name in missing:
-            claim = self._kept.claims.pop(name)
+        gone = {name: self._kept.claims.pop(name) for name in missing} | self._displaced
+        self._displaced = {}
+        for name, claim in gone.items():
             if set_back and claim.state is not ClaimState.RESERVED:
                 self._kept.lost[name] = claim
                 self._changes.lost[name] = True
-            else:
+            elif name not in self._kept.lost:
                 self._changes.claims[name] = None
         older, self._older = self._older, {}
         if set_back:

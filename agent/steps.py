@@ -205,7 +205,7 @@ class Steps:
             case Action.REMOVE:
                 step = self._remove(claim)
             case Action.ADOPT_OVER | Action.FAIL_AND_ADOPT if device and device.type:
-                step = self._adopt_over(claim, device.parent, device.type, decision)
+                step = self._take_over(claim, device, decision)
             case Action.REFUSE | Action.ABORT | Action.UNDO:
                 step = self._fail(claim, decision)
             case Action.LOSE | Action.RESTORE | Action.RELEASE:
@@ -347,6 +347,27 @@ class Steps:
         self._begin_after[name] = (self._e.clock.boottime() + pause, pause)
 
     # What only the store hears of.
+
+    async def _take_over(self, claim: Claim, device: Device, decision: Decision) -> Again:
+        """The claim becomes that of the device which is there, or makes room for its own.
+
+        Where a restore has lost the device's claim and the name is only reserved here, the
+        journal's claim is put back over the reservation.
+        """
+        lost = self._e.notes.lost.get(claim.name)
+        if claim.state is ClaimState.RESERVED and lost is not None and _is_of(device, lost):
+            return await self._recall_over(claim, lost, decision)
+        assert device.type is not None
+        return await self._adopt_over(claim, device.parent, device.type, decision)
+
+    async def _recall_over(self, claim: Claim, lost: Claim, decision: Decision) -> Again:
+        value = lost.as_recalled(ClaimState.ACTIVE, self._e.boot_id, self._e.clock.now())
+        is_its_own = claim.request == lost.request
+        failure = None if is_its_own else await self._failure(decision)
+        change = self._e.claims.recall_over(claim, value, failure=failure)
+        await self._change(ClaimEvent.RECALL, claim, change)
+        _log.info("recalled", name=claim.name, parent=lost.parent, over=claim.request)
+        return Again.NOT
 
     async def _adopt_over(self, claim: Claim, parent: str, type_: str, decision: Decision) -> Again:
         failing = decision.action is Action.FAIL_AND_ADOPT

@@ -147,6 +147,16 @@ class Claims:
         assert value.state in transition(None, ClaimEvent.RECALL).to
         return self._take(ClaimEvent.RECALL, name, value.request, host, value)
 
+    def recall_over(
+        self, claim: Claim, value: ClaimValue, *, failure: Failure | None = None
+    ) -> Change:
+        """reserved → active: the device is one that the store has lost, and the journal knows.
+
+        The reservation came in since, or is what the store was set back to. With a `failure`
+        its request is failed in the same transaction: it is not the one that made the device.
+        """
+        return self._move(ClaimEvent.RECALL, claim, value, failure=failure)
+
     def put_back(self, name: Name, host: str, value: ClaimValue) -> Change:
         """A claim as an import brings it back: no transition, and only under the import's hold.
 

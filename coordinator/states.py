@@ -106,6 +106,7 @@ _ROWS: tuple[
     (_R, _E.EXPIRE, (_FREE,), (_TIME,)),
     (_R, _E.DEFINE, (_D,), (_OPERATOR,)),
     (_R, _E.ADOPT, (_A,), (_AGENT,)),
+    (_R, _E.RECALL, (_A,), (_AGENT,)),
     (_C, _E.BEGIN, (_C,), (_AGENT,)),
     (_C, _E.ACTIVATE, (_A,), (_AGENT,)),
     (_C, _E.UNDO, (_M,), (_AGENT,)),

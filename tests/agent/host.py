@@ -139,9 +139,9 @@ class Host:
         """What the kernel shows."""
         return {path.name for path in (self.directory / "sys/bus/mdev/devices").iterdir()}
 
-    def outcome(self) -> OutcomeValue | None:
+    def outcome(self, request: str = "r") -> OutcomeValue | None:
         """How the request failed."""
-        kv = self.desk.kv(self.desk.keys.outcome("r", NAME))
+        kv = self.desk.kv(self.desk.keys.outcome(request, NAME))
         value = None if kv is None else decode(kv, OutcomeValue)
         assert value is None or isinstance(value, OutcomeValue)
         return value

@@ -27,6 +27,7 @@ from tests.support.desk import HOST, NAME, OTHER, TYPE, Desk, name, wish
 from tests.support.faulty import Fate, FaultyStore
 
 if TYPE_CHECKING:
+    from coordinator.model import Claim
     from tests.agent.host import Host
 
 ACTIVE, DEFINED, REMOVING = ClaimState.ACTIVE, ClaimState.DEFINED, ClaimState.REMOVING
@@ -241,6 +242,48 @@ async def test_a_name_that_had_moved_here_is_not_begun_where_it_was(host: Host) 
         assert before is not None
         assert claim.value() == msgspec.structs.replace(before.value(), since=claim.since)
         assert host.desk.records(NAME, OTHER)[1] is None
+
+
+async def recalled(host: Host, before: Claim | None) -> None:
+    """The agent notes all that exists, and the claim is as it was before."""
+    async with host.agent():
+        await host.wait(lambda: is_done(host))
+        claim = host.claim()
+        assert before is not None
+        assert claim is not None
+        assert claim.value() == msgspec.structs.replace(before.value(), since=claim.since)
+        assert (await host.finish()).left == []
+        assert host.devices() == {NAME}
+
+
+async def test_a_reservation_that_came_before_the_hold_fails_for_the_device_that_is_there(
+    host: Host,
+) -> None:
+    """The name was free in the store that was set back; the journal knows whose the device is."""
+    async with host.agent():
+        await host.ask(host.wish(persistent=True))
+        await host.wait(lambda: host.is_in(ACTIVE))
+        before = host.claim()
+    set_back(host)
+    await host.desk.reserved(NAME, wish(), "another")
+    await recalled(host, before)
+    outcome = host.outcome("another")
+    assert outcome is not None
+    assert outcome.errno == "EEXIST"
+
+
+async def test_the_reservation_that_a_store_was_set_back_to_is_its_devices_again(
+    host: Host,
+) -> None:
+    """The request had been done, and is not failed."""
+    await host.ask(host.wish(persistent=True))
+    snapshot = host.desk.core.snapshot()
+    async with host.agent():
+        await host.wait(lambda: host.is_in(ACTIVE))
+        before = host.claim()
+    set_back(host, snapshot)
+    await recalled(host, before)
+    assert host.outcome() is None
 
 
 async def test_a_name_that_another_host_has_taken_stays_a_conflict(host: Host) -> None:

@@ -13,7 +13,7 @@ from agent.reconcile import Action, Decision, Facts, Refusal, Sight, Write, deci
 from coordinator.errors import Fenced, Moved, NameTaken, StoreReadOnly
 from coordinator.model import AfterRemoval
 from coordinator.states import ClaimState
-from tests.model.commits import Committed, age, aged, commit, record, value_of
+from tests.model.commits import Committed, age, aged, begun, commit, record, value_of
 from tests.model.kernels import BUSY, EXISTS, kernel_steps, write
 from tests.model.parts import (
     HOSTS,
@@ -120,11 +120,12 @@ class _Agent:
 
     def _learnt(self, place: Place, claim: Claim | None, *, newer: bool) -> Place:
         """What the journal takes down."""
-        lost = None if claim else place.lost
+        lost = None if begun(claim) else place.lost
         place = place._replace(lost=lost, reverted="")
         if not self.here.noted:
             return place
-        return place._replace(journal=(claim, newer) if claim else None)
+        kept = begun(claim)
+        return place._replace(journal=(kept, newer) if kept else None)
 
     # What it makes of what it sees.
 
@@ -191,7 +192,18 @@ class _Agent:
         elif action not in (Action.NOTHING, Action.WAIT):
             told = decision if decision.errno else None
             told = told and Decision(action, decision.errno)
-            yield from self._send(Recipe(action.value, claim, told, self.here.at), again=False)
+            recipe = Recipe(action.value, claim, told, self.here.at)
+            if action is Action.FAIL_AND_ADOPT and claim.state is ClaimState.RESERVED:
+                recipe = self._recalled(recipe, claim)
+            yield from self._send(recipe, again=False)
+
+    def _recalled(self, recipe: Recipe, claim: Claim) -> Recipe:
+        """The device under a reservation is one whose claim a restore has lost, or a stranger's."""
+        lost = self.here.place.lost
+        if lost is None:
+            return recipe
+        told = None if lost.request == claim.request else recipe.decision
+        return Recipe("recall over", claim, told, self.here.at, value_of(lost, NOW))
 
     def _skips_begin(self, claim: Claim) -> bool:
         return not self.rules.begins and claim.state is ClaimState.CREATING

@@ -52,7 +52,17 @@ from tests.model.parts import (
 if TYPE_CHECKING:
     from coordinator.model import ClaimValue
 
-__all__ = ["Committed", "age", "aged", "commit", "hold_of", "rebooted", "recipe_event", "record"]
+__all__ = [
+    "Committed",
+    "age",
+    "aged",
+    "begun",
+    "commit",
+    "hold_of",
+    "rebooted",
+    "recipe_event",
+    "record",
+]
 
 _CLAIMS = Claims(KEYS)
 _HOLD = KeyValue(KEYS.hold, b"{}", 1, 1, 1)
@@ -141,6 +151,7 @@ _EVENTS = {
     "fail and adopt": ClaimEvent.ADOPT,
     "adopt": ClaimEvent.ADOPT,
     "recall": ClaimEvent.RECALL,
+    "recall over": ClaimEvent.RECALL,
     "claim": ClaimEvent.CLAIM,
 }
 
@@ -158,7 +169,7 @@ def _wish(recipe: Recipe) -> Wish:
 def _agents(recipe: Recipe) -> Change:  # noqa: PLR0911 - one transition an action
     """The change of an agent's recipe."""
     claim, what = recipe.claim, recipe.what
-    if claim is None:
+    if claim is None or what == "recall over":
         return _taking(recipe)
     decision = recipe.decision
     error = LastError(decision.errno or "", "", TIME) if decision else LastError("", "", TIME)
@@ -188,7 +199,10 @@ def _agents(recipe: Recipe) -> Change:  # noqa: PLR0911 - one transition an acti
 
 
 def _taking(recipe: Recipe) -> Change:
-    host = HOSTS[recipe.host]
+    host, claim, told = HOSTS[recipe.host], recipe.claim, recipe.decision
+    if claim is not None and recipe.value is not None:
+        failure = Failure(LastError(told.errno or "", "", TIME), lease=0) if told else None
+        return _CLAIMS.recall_over(claim, recipe.value, failure=failure)
     if recipe.what == "recall":
         assert recipe.value is not None
         return _CLAIMS.recall(NAME, host, recipe.value)
@@ -375,6 +389,11 @@ def _check_outcome(recipe: Recipe, etcd: MemoryEtcd) -> None:
         raise Violation(f"{recipe.what}: a request failed and nobody is told")
     if recipe.what == "abort" and recipe.decision and recipe.decision.errno in _EXISTS:
         raise Violation("a request was aborted because the name is there")
+
+
+def begun(claim: Claim | None) -> Claim | None:
+    """A claim that the journal keeps: it is more than a reservation."""
+    return None if claim is None or claim.state is ClaimState.RESERVED else claim
 
 
 def value_of(claim: Claim, boot: str | None) -> ClaimValue:

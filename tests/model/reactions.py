@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from coordinator.states import ClaimState
-from tests.model.commits import rebooted, record
+from tests.model.commits import begun, rebooted, record
 from tests.model.names import by_repr
 from tests.model.parts import BEFORE, HOSTS, NOW, Event, Late, Mind, Part, Place, Recipe, Rules
 
@@ -65,19 +65,20 @@ class Reactions:
         minds[event.slot] = Mind(known=claim)
         place = place._replace(minds=(minds[0], minds[1]))
         if event.what == "noted":
-            return place._replace(journal=(claim, not part.same) if claim else None)
+            kept = begun(claim)
+            return place._replace(journal=(kept, not part.same) if kept else None)
         if event.what == "listed":
             reverted = "" if place.reverted == "moved" else place.reverted
             if reverted and not self.rules.reverted:
                 reverted = "forgotten"
-            return place._replace(lost=None if claim else place.lost, reverted=reverted)
+            return place._replace(lost=None if begun(claim) else place.lost, reverted=reverted)
         return self._listed_back(place, claim)
 
     def _listed_back(self, place: Place, claim: Claim | None) -> Place:
         """The first list of a restored store."""
         before, newer = place.journal or (None, False)
         lost, reverted = None, False
-        if before is not None and claim is None and before.state is not ClaimState.RESERVED:
+        if before is not None and not begun(claim):
             lost = before
         if before is not None and claim is not None:
             reverted = newer and (before.state, claim.state) == (

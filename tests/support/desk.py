@@ -78,12 +78,14 @@ class Desk:
         assert claim is not None
         return claim
 
-    async def reserved(self, which: Name = NAME, wanted: Wish | None = None) -> Claim:
+    async def reserved(
+        self, which: Name = NAME, wanted: Wish | None = None, request: str = "r"
+    ) -> Claim:
         """A reserved claim."""
         lease = self.core.grant(60).id
         return await self.made(
             self.claims.reserve(
-                which, "r", wanted or wish(), lease=lease, now=self.clock.now(), by="me"
+                which, request, wanted or wish(), lease=lease, now=self.clock.now(), by="me"
             )
         )
 

@@ -411,3 +411,61 @@ async def test_another_process_of_the_same_pid_is_no_maker(path: Path, tmp_path:
     assert makers.may_write(NAME, mine)
     (proc / "7/stat").write_text(f"7 (mdevctl) S {rest} 42\n")
     assert not makers.may_write(NAME, mine)
+
+
+OTHERS = msgspec.structs.replace(claim(state=ClaimState.RESERVED, revision=60), request="o")
+
+
+@pytest.mark.parametrize("reserved", [OTHERS, claim(state=ClaimState.RESERVED, revision=3)])
+async def test_a_reservation_over_what_a_store_has_lost_does_not_hide_it(
+    path: Path, reserved: Claim
+) -> None:
+    """It came in after the store was set back, or is what it was set back to, and lapses."""
+    await kept(path, claim(revision=50), revision=50)
+    notes = Notes(Journal(path))
+    notes.set_back("it is older")
+    notes.learnt(NAME, reserved)
+    notes.listed(61, [NAME])
+    assert (notes.claims, notes.lost) == ({NAME: reserved}, {NAME: claim(revision=50)})
+    await notes.written()  # and is killed
+    again = Notes(Journal(path))
+    again.learnt(NAME, reserved)
+    again.listed(61, [NAME])
+    again.learnt(NAME, None)
+    assert (again.claims, again.lost) == ({}, {NAME: claim(revision=50)})
+    await again.close()
+    last = Notes(Journal(path))
+    assert last.lost == {NAME: claim(revision=50)}
+    last.learnt(NAME, reserved)
+    last.learnt(NAME, msgspec.structs.replace(reserved, state=ClaimState.CREATING))
+    assert last.lost == {}
+    await last.close()
+    assert Notes(Journal(path)).lost == {}
+
+
+async def test_a_reservation_over_a_lost_claim_that_is_not_listed_any_more_does_not_hide_it(
+    path: Path,
+) -> None:
+    """It lapsed while the next agent enrolled."""
+    await kept(path, claim(revision=50), revision=50)
+    notes = Notes(Journal(path))
+    notes.set_back("it is older")
+    notes.learnt(NAME, OTHERS)
+    notes.listed(61, [NAME])
+    notes.listed(62, [])
+    assert (notes.claims, notes.lost) == ({}, {NAME: claim(revision=50)})
+    await notes.close()
+    assert Notes(Journal(path)).lost == {NAME: claim(revision=50)}
+
+
+async def test_a_reservation_of_a_name_that_was_freed_leaves_nothing_of_before(path: Path) -> None:
+    """Both happened while the agent was away, and the store was not set back."""
+    await kept(path, claim(revision=50), revision=50)
+    notes = Notes(Journal(path))
+    notes.learnt(NAME, OTHERS)
+    notes.listed(61, [NAME])
+    assert (notes.claims, notes.lost) == ({NAME: OTHERS}, {})
+    assert notes.vouches(NAME) is None
+    await notes.close()
+    again = Notes(Journal(path))
+    assert (again.claims, again.lost) == ({}, {})

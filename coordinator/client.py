@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from coordinator.store import Store
     from coordinator.transactions import Answer, Change, Guard
 
-__all__ = ["Client", "Result"]
+__all__ = ["Client", "Result", "in_doubt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ class Client:
         """The result of an answer; a refusal says by whom the name is held, and how."""
         if answer.error is None:
             return Result(name, record)
-        return Result(name, error=await self.explained(name, answer.error))
+        error = await self.explained(name, answer.error)
+        return Result(name, error=in_doubt(name, error) if answer.doubted else error)
 
     async def settled(self, seconds: float) -> bool:
         """Wait, for so long, until no request is under way; whether that is so."""
@@ -103,7 +104,15 @@ class Client:
                 holder = await self.views.holder(name)
                 return error if holder is None else NameTaken(name, holder)
             return error
-        if isinstance(error, OutcomeUnknown):
-            why = f"it is not known whether it was done: {error.why}"
-            return OutcomeUnknown(name, why, f"find out with: mdevns show {name}", name=name)
+        return in_doubt(name, error) if isinstance(error, OutcomeUnknown) else error
+
+
+def in_doubt(name: Name, error: MdevnsError) -> MdevnsError:
+    """The error of a request that was refused in the end, and may have been done before.
+
+    That somebody else has the name says enough.
+    """
+    if isinstance(error, NameTaken) or (isinstance(error, OutcomeUnknown) and error.name == name):
         return error
+    why = f"it is not known whether it was done: {error.why}"
+    return OutcomeUnknown(name, why, f"find out with: mdevns show {name}", name=name)

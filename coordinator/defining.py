@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.claims import Hold
-from coordinator.client import Client, Result
+from coordinator.client import Client, Result, in_doubt
 from coordinator.errors import (
     InUse,
     InvalidValue,
@@ -64,7 +64,7 @@ async def take_over(client: Client, name: Name, wish: Wish, *, request: str) -> 
     that was defined. Whatever else holds the name keeps it. What is to start by itself does so
     with the host's next boot, as mdevctl has it.
     """
-    result, boot_id = Result(name), await _boot(client, wish.host)
+    result, boot_id, doubted = Result(name), await _boot(client, wish.host), False
     for _ in range(_ATTEMPTS):
         try:
             record = await client.views.find(name)
@@ -74,7 +74,7 @@ async def take_over(client: Client, name: Name, wish: Wish, *, request: str) -> 
             return await define(client, name, wish, request=request, boot_id=boot_id)
         error = _not_ours(name, record, wish)
         if error is not None or not isinstance(record, Claim):
-            return Result(name, error=error)
+            return _refused(name, error, doubted=doubted)
         if (record.persistent, record.autostart, record.attrs) == (
             True,
             wish.autostart,
@@ -89,10 +89,14 @@ async def take_over(client: Client, name: Name, wish: Wish, *, request: str) -> 
             boot_id=boot_id,
         )
         (answer,) = await client.commit([change])
-        result = await client.result(name, answer, answer.claim)
-        if not isinstance(result.error, Moved):
+        result, doubted = await client.result(name, answer, answer.claim), answer.doubted or doubted
+        if not isinstance(answer.error, Moved):
             break
-    return result
+    return _refused(name, result.error, doubted=doubted) if result.error else result
+
+
+def _refused(name: Name, error: MdevnsError | None, *, doubted: bool) -> Result:
+    return Result(name, error=in_doubt(name, error) if error and doubted else error)
 
 
 async def _boot(client: Client, host: str) -> str | None:
@@ -128,22 +132,22 @@ async def move(client: Client, name: Name, host: str, parent: str | None) -> Res
         NotFound: the host never enrolled.
     """
     await client.views.enrolled(host)
-    result = Result(name)
+    result, doubted = Result(name), False
     for _ in range(_ATTEMPTS):
         record = await client.views.find(name)
         error = _not_movable(name, record)
         if error is not None or not isinstance(record, Claim):
-            return Result(name, error=error)
+            return _refused(name, error, doubted=doubted)
         target = parent or await _parent(client, host, record)
         if isinstance(target, MdevnsError):
-            return Result(name, error=target)
+            return _refused(name, target, doubted=doubted)
         wish = Wish(host=host, parent=target, type=record.type)
         change = client.claims.move(record, wish, now=client.clock.now())
         (answer,) = await client.commit([change])
-        result = await client.result(name, answer, answer.claim)
-        if not isinstance(result.error, Moved):
+        result, doubted = await client.result(name, answer, answer.claim), answer.doubted or doubted
+        if not isinstance(answer.error, Moved):
             break
-    return result
+    return _refused(name, result.error, doubted=doubted) if result.error else result
 
 
 def _not_movable(name: Name, record: Record | None) -> MdevnsError | None:

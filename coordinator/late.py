@@ -12,10 +12,17 @@ It costs a commit where an answer was lost, and nothing where none was.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from coordinator.errors import LeaseGone, MdevnsError, OutcomeUnknown, StoreError, Unreachable
+from coordinator.errors import (
+    LeaseGone,
+    MdevnsError,
+    OutcomeUnknown,
+    StoreError,
+    TooLarge,
+    Unreachable,
+)
 from coordinator.store import Put, Txn, absent
 from coordinator.transactions import Guard, settle, transact
 
@@ -55,8 +62,12 @@ class LateCopies:
     async def transact(self, guards: Sequence[Guard], changes: Sequence[Change]) -> list[Answer]:
         """As `transactions.transact`; what was sent before can no longer be applied late.
 
+        What is refused after an outcome was unknown is `doubted`: the first copy may have been
+        applied, and others have moved on since what it did.
+
         Raises:
-            OutcomeUnknown: also when it is known what stands, and not whether it stays so.
+            OutcomeUnknown: also when it is known what stands, and not whether it stays so; and
+                when a guard does not hold any more that may have held for the first copy.
         """
         await self._spend_before()
         puts = (op for change in changes for op in change.then if isinstance(op, Put))
@@ -79,10 +90,12 @@ class LateCopies:
             self._owed += sent if doubts else []
             if not isinstance(error, OutcomeUnknown):
                 await self._spend_what_was_answered()
+            if doubts and not isinstance(error, LeaseGone | TooLarge):  # as `settle` has it
+                raise OutcomeUnknown(error.what, error.why, error.hint) from None
             raise
         self._owed += sent if doubts else []
         await self._spend_what_was_answered()
-        return answers
+        return [replace(a, doubted=True) if doubts and a.error else a for a in answers]
 
     async def _spend_before(self) -> None:
         """What an earlier request owes; this one is not sent before that is done."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.client import Result
+from coordinator.client import Result, in_doubt
 from coordinator.errors import InUse, InvalidValue, MdevnsError, Moved, StoreError, TryAgain
 from coordinator.model import AfterRemoval, Claim, Removal, Unreadable
 from coordinator.states import ClaimState
@@ -150,6 +150,7 @@ class _Acting:
     def __init__(self, client: Client, act: _Act, told: Callable[[Result], None]) -> None:
         self._client, self._act, self._told = client, act, told
         self._asked: dict[Name, Claim] = {}
+        self._doubted: set[Name] = set()
         self._done: dict[Name, Result] = {}
 
     async def run(self, names: Sequence[Name]) -> list[Result]:
@@ -170,6 +171,8 @@ class _Acting:
         return [self._done[name] for name in names]
 
     def _end(self, result: Result) -> None:
+        if result.error is not None and result.name in self._doubted:
+            result = Result(result.name, error=in_doubt(result.name, result.error))
         self._done[result.name] = result
         self._told(result)
 
@@ -184,13 +187,15 @@ class _Acting:
         for claims in self._by_host(await self._client.views.find_all(names)):
             self._asked |= {claim.name: claim for claim in claims if claim.name not in self._asked}
             for claim, answer in zip(claims, await self._ask(claims), strict=True):
-                result = await self._client.result(claim.name, answer, answer.claim)
-                if isinstance(result.error, Moved):
-                    moved[claim.name] = result.error
-                elif isinstance(result.record, Claim):
-                    asked.append(result.record)
+                if answer.doubted:
+                    self._doubted.add(claim.name)
+                if isinstance(answer.error, Moved):
+                    moved[claim.name] = answer.error
+                elif answer.claim is not None and answer.error is None:
+                    self._doubted.discard(claim.name)  # asked again, and now it is known
+                    asked.append(answer.claim)
                 else:
-                    self._end(result)
+                    self._end(await self._client.result(claim.name, answer, answer.claim))
         return asked, moved
 
     def _by_host(self, records: dict[Name, Record | None]) -> list[list[Claim]]:

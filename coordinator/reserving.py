@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from coordinator.claims import Hold
@@ -62,26 +63,31 @@ async def release(client: Client, name: Name) -> Result:
 async def _on_reservation(
     client: Client, name: Name, build: Callable[[Claim | Hold], Change]
 ) -> tuple[Record | None, Answer]:
-    """Read it, change it; and again when it moved between the two."""
+    """Read it, change it; and again when it moved between the two.
+
+    What is found after a doubt may be what came of it.
+    """
     record, answer = None, Answer(0)
     for _ in range(_ATTEMPTS):
         record = await client.views.find(name)
-        if not isinstance(record, Claim | Hold):
-            return record, Answer(0, error=_absent(name, record))
-        if (error := _no_reservation(record)) is not None:
-            return record, Answer(0, error=error)
+        error = _no_reservation(name, record)
+        if error is not None or not isinstance(record, Claim | Hold):
+            return record, Answer(0, error=error, doubted=answer.doubted)
+        before = answer
         (answer,) = await client.commit([build(record)])
+        if answer.error is not None and before.doubted:
+            answer = replace(answer, doubted=True)
         if not isinstance(answer.error, Moved):
             break
     return record, answer
 
 
-def _absent(name: Name, record: Unreadable | None) -> MdevnsError:
-    return not_found(name) if record is None else unreadable(name, record)
-
-
-def _no_reservation(held: Claim | Hold) -> MdevnsError | None:
+def _no_reservation(name: Name, held: Record | None) -> MdevnsError | None:
     """Why it is none, if it is none."""
+    if held is None:
+        return not_found(name)
+    if isinstance(held, Unreadable):
+        return unreadable(name, held)
     if isinstance(held, Hold) or held.state is ClaimState.RESERVED:
         return None
     if held.state in (ClaimState.CREATING, ClaimState.REMOVING):

@@ -68,12 +68,14 @@ class Answer:
     """What became of one change.
 
     Without an `error` it was made, by this copy of the request or an earlier one, and `claim`
-    is what stands at `revision` (None: the name is free, or held without a host).
+    is what stands at `revision` (None: the name is free, or held without a host). `doubted`: it
+    was refused, and an earlier copy may have been done all the same, and be undone since.
     """
 
     revision: int
     claim: Claim | None = None
     error: MdevnsError | None = None
+    doubted: bool = False
 
     def made(self) -> Claim | None:
         """What stands now.

@@ -44,7 +44,6 @@ class History:
         self._keys, self._time = keys, time
         self._operations: dict[int, Operation] = {}
         self._done: dict[tuple[str, str, Holder], float] = {}  # what operators asked: since when
-        self.refused = 0  # how often one was, of which an earlier copy had been done
         self.twice = 0  # how often a request in doubt took a name anew
         self._count = 0
         self._carried: set[int] = set()  # what was asked of a store that was set back meanwhile
@@ -166,14 +165,10 @@ class History:
             return
         told: dict[str, Any] = {"returned": self._time(), "done": error is None}
         if isinstance(error, NameTaken | Moved):
-            target = operation.holder if operation.kind is Kind.TAKE else operation.to
             holder = error.holder
-            if target is not None and (operation.process, operation.name, target) in self._done:
-                self.refused += 1
-                told["done"] = True
             told["seen"] = None if holder is None else Holder(holder.host or "", ANY)
-        elif error is not None:
-            told["done"] = None  # by an earlier copy, perhaps, and its lease lapsed since
+        if error is not None and (answer.doubted or not isinstance(error, NameTaken | Moved)):
+            told["done"] = None  # by an earlier copy, perhaps
         self._operations[number] = replace(operation, **told)
 
     def check(self) -> list[str]:

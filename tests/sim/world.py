@@ -227,9 +227,6 @@ class World:
         violations = [*self.invariants.violations, *self.loop.defects]
         counts = self.counts + self.invariants.counts
         counts["a request in doubt took its name anew"] = self.invariants.history.twice
-        counts["a request was refused, of which an earlier copy had been done"] = (
-            self.invariants.history.refused
-        )
         counts["store requests"] = self.cluster.requests
         faults = sum(n for kind, n in counts.items() if kind.startswith("fault: "))
         operations = self.cluster.requests + counts["kernel writes"] + counts["requests"] + faults

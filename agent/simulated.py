@@ -15,7 +15,8 @@ import errno
 import os
 from contextlib import suppress
 
-from agent.simulated_kernel import ACTIVE, COMING, GOING, Memory, SimulatedKernel, boottime
+from agent.simulated_kernel import SimulatedKernel
+from agent.simulated_memory import ACTIVE, COMING, GOING, Memory, boottime
 from agent.sysfs import SysfsBus, is_name
 
 TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.bus import Scan
-    from agent.simulated_kernel import ParentRecord, State
+    from agent.simulated_memory import ParentRecord, State
     from coordinator.errors import NotFound
     from coordinator.model import Name, ParentType
 

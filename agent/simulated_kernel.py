@@ -19,87 +19,37 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
-import stat
 import time
 from contextlib import contextmanager, suppress
 
 from agent.locks import exclusive
+from agent.simulated_memory import (
+    ACTIVE,
+    BUS,
+    COMING,
+    GOING,
+    TYPE,
+    Memory,
+    boottime,
+    failure,
+)
+from agent.simulated_tree import Tree, clear
 from agent.sysfs import OpenFile, SystemCalls
 
 TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from typing import NotRequired, TypedDict
 
-    class DeviceRecord(TypedDict):
-        """A name on the kernel's list, a device or a placeholder."""
+    from agent.simulated_memory import DeviceRecord, State
 
-        token: int  # tells it from an earlier device of the same name
-        parent: str
-        type: str
-        phase: str
-        counted: bool  # takes its share of the parent's pool
-        errno: int  # what the driver will say at `ready`; 0: a device
-        since: float
-        shown: float  # when it appears in sysfs …
-        typed: float  # … when its type can be read …
-        ready: float  # … and when create returns; seconds of CLOCK_BOOTTIME
-        removable: bool  # its `remove` file is still there
-        held: bool
-        group_open: NotRequired[bool]  # as by whoever holds it, and by others
-        view: list[str]  # what of it the tree shows
-
-    class ParentRecord(TypedDict):
-        """A parent device; `registered` while its driver is bound."""
-
-        path: str
-        registered: bool
-        leaving: NotRequired[bool]  # its driver waits for creates, to be unbound then
-        token: int  # tells this registration from an earlier one
-        types: dict[str, int]
-        latency: float
-        window: float | None
-        serial: bool
-        core_counts: bool
-        busy_until: float
-        failures: list[int]  # what the driver will say to the next creates
-
-    class State(TypedDict):
-        """The kernel's memory."""
-
-        seed: str
-        boots: int
-        boot_id: str
-        tokens: int
-        linger: float
-        attributes: dict[str, bool]  # each device's attributes; whether they can be written
-        failing: dict[str, int]
-        parents: dict[str, ParentRecord]
-        devices: dict[str, DeviceRecord]
-
-
-__all__ = ["ACTIVE", "COMING", "GOING", "Memory", "SimulatedKernel", "boottime", "failure"]
-
-COMING, ACTIVE, GOING, LINGERING = "coming", "active", "going", "lingering"
+__all__ = ["SimulatedKernel", "parse_number", "parse_uuid"]
 
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NUMBER = re.compile(rb"\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\n?")
 _TICK = 0.02  # seconds between two looks at the nudge of one who sleeps in the kernel
-_DEVICE, _REMOVE, _BUS, _TYPE = "device", "remove", "bus", "type"  # in the order of appearance
-
-
-def boottime() -> float:
-    """Seconds of CLOCK_BOOTTIME, the same for all processes."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def failure(number: int, path: object = None) -> OSError:
-    """The error that the kernel's errno makes."""
-    return OSError(number, os.strerror(number), None if path is None else str(path))
 
 
 def parse_uuid(data: bytes) -> str:
@@ -124,294 +74,17 @@ def parse_number(data: bytes) -> int:
     raise failure(errno.EINVAL)
 
 
-class Memory:
-    """The kernel's memory while its lock is held: pure changes of the state, no files."""
-
-    def __init__(self, state: State, now: float) -> None:
-        self.state, self.now = state, now
-        self.devices, self.parents = state["devices"], state["parents"]
-        self.ended: list[tuple[str, DeviceRecord]] = []  # what went since this was read …
-        self.unbound: list[str] = []  # … and which parents
-
-    def token(self) -> int:
-        """A number that was not given before."""
-        self.state["tokens"] += 1
-        return self.state["tokens"]
-
-    def registered(self, parent: str) -> ParentRecord | None:
-        """The parent, if a driver is bound to it."""
-        record = self.parents.get(parent)
-        return record if record is not None and record["registered"] else None
-
-    def available(self, parent: str) -> dict[str, int]:
-        """Each type's available instances: what is left of the pool, by what one costs."""
-        types = self.parents[parent]["types"]
-        pool = math.lcm(*types.values()) if types else 0
-        of_parent = (d for d in self.devices.values() if d["parent"] == parent and d["counted"])
-        left = pool - sum(pool // types[device["type"]] for device in of_parent)
-        return {type_: left // (pool // capacity) for type_, capacity in types.items()}
-
-    def begin(self, name: str, parent: str, token: int, type_: str) -> DeviceRecord:
-        """Put the placeholder on the list, as mdev_device_create does under the list lock."""
-        if name in self.devices:  # checked over all parents, and before any capacity
-            raise failure(errno.EEXIST)
-        owner = self.registered(parent)
-        full = self.available(parent)[type_] <= 0
-        if owner is not None and owner["core_counts"] and full:
-            raise failure(errno.EUSERS)
-        if owner is None or owner["token"] != token or owner.get("leaving"):
-            raise failure(errno.ENODEV)
-        refusal = errno.ENOSPC if full else next(iter(owner["failures"]), 0)
-        if not full:
-            del owner["failures"][:1]
-        record = self._placeholder(owner, parent, type_, refusal, full=full)
-        self.devices[name] = record
-        return record
-
-    def _placeholder(
-        self, owner: ParentRecord, parent: str, type_: str, refusal: int, *, full: bool
-    ) -> DeviceRecord:
-        latency, window = owner["latency"], owner["window"]
-        window = latency / 4 if window is None else min(window, latency)
-        start = max(self.now, owner["busy_until"]) if owner["serial"] else self.now
-        # A driver sees at once that nothing is left, but even that phantom is met in sysfs.
-        ready = start + (window if full else latency)
-        owner["busy_until"] = ready
-        return {
-            "token": self.token(),
-            "parent": parent,
-            "type": type_,
-            "phase": COMING,
-            "counted": not full,
-            "errno": refusal,
-            "since": self.now,
-            "shown": ready - window,
-            # A create that fails never comes so far that its type could be read.
-            "typed": ready if refusal else ready - window / 2,
-            "ready": ready,
-            "removable": True,
-            "held": False,
-            "view": [],
-        }
-
-    def removed(self, name: str, token: int) -> int:
-        """What a write to `remove` does; gives its errno, or 0 where the device goes.
-
-        A file that is gone answers so through a descriptor from before.
-        """
-        device = self.devices.get(name)
-        if device is None or device["token"] != token or _REMOVE not in self.view(device):
-            return errno.ENODEV
-        if device["phase"] == COMING:
-            device["removable"] = False  # deleted before it was looked at, and for good
-            return errno.EAGAIN
-        self.leave(name)
-        return 0
-
-    def configured(self, name: str, token: int, attribute: str) -> int:
-        """What a write to an attribute that can be written says; 0 where it is done."""
-        device = self.devices.get(name)
-        if device is None or device["token"] != token or _BUS not in self.view(device):
-            return errno.ENODEV
-        return self.state["failing"].get(attribute, 0)
-
-    def leave(self, name: str) -> None:
-        """Take a device away: its links go at once, it itself when nobody holds it."""
-        device = self.devices[name]
-        if device["held"]:
-            device["phase"] = GOING
-        elif self.state["linger"]:
-            self.ended.append((name, device.copy()))
-            device["phase"], device["ready"] = LINGERING, self.now + self.state["linger"]
-            device["since"] = self.now
-        else:
-            self.ended.append((name, self.devices.pop(name)))
-
-    def settle(self) -> None:
-        """Let happen what time has brought."""
-        for name, device in list(self.devices.items()):
-            # A clock before its beginning: the machine itself was booted since.
-            due = self.now >= device["ready"] or self.now < device["since"]
-            if due and device["phase"] == COMING and not device["errno"]:
-                device["phase"] = ACTIVE
-            elif due and device["phase"] == COMING:
-                self.ended.append((name, self.devices.pop(name)))
-            elif due and device["phase"] == LINGERING:
-                del self.devices[name]  # which was told when it began to linger
-        for name, parent in self.parents.items():
-            if parent.get("leaving"):
-                self._unbind(name, parent)
-
-    def _unbind(self, name: str, parent: ParentRecord) -> None:
-        """Take a parent and its devices away, once its creates under way have ended."""
-        phases = {n: d["phase"] for n, d in self.devices.items() if d["parent"] == name}
-        if COMING not in phases.values():
-            parent["registered"] = parent["leaving"] = False
-            self.unbound.append(name)
-            for device in [n for n, phase in phases.items() if phase == ACTIVE]:
-                self.leave(device)
-
-    def view(self, device: DeviceRecord) -> list[str]:
-        """What of a device sysfs shows now."""
-        phase = device["phase"]
-        if phase == LINGERING or (phase == COMING and self.now < device["shown"]):
-            return []
-        if phase == GOING:
-            return [_DEVICE]
-        removable = [_REMOVE] if device["removable"] else []
-        typed = [_TYPE] if phase == ACTIVE or self.now >= device["typed"] else []
-        return [_DEVICE, *removable, _BUS, *typed]
-
-    def next_change(self, device: DeviceRecord) -> float | None:
-        """When time alone changes a device next; None: never."""
-        if device["phase"] == COMING:
-            return device["shown"] if self.now < device["shown"] else device["ready"]
-        return device["ready"] if device["phase"] == LINGERING else None
-
-
-class Tree:
-    """What the simulated kernel shows, as files. Each step can be done again."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._bus = root / "sys/bus/mdev/devices"
-        self._class = root / "sys/class/mdev_bus"
-
-    def show_boot(self, state: State) -> None:
-        """The boot id, and the module mdev loaded."""
-        self._class.mkdir(parents=True, exist_ok=True)
-        self._bus.mkdir(parents=True, exist_ok=True)
-        _put(self._root / "proc/sys/kernel/random/boot_id", state["boot_id"])
-
-    def show_parent(self, name: str, parent: ParentRecord) -> None:
-        """A registered parent and its types."""
-        home = self._root / parent["path"]
-        types = home / "mdev_supported_types"
-        for type_ in parent["types"]:
-            (types / type_ / "devices").mkdir(parents=True, exist_ok=True)
-            _put(types / type_ / "device_api", "vfio-pci")
-            for file, text in _about(type_, parent["types"][type_]).items():
-                _put(types / type_ / file, text)
-            _node(types / type_ / "create")
-        _link(self._class / name, home)  # last, as the kernel does
-
-    def hide_parent(self, name: str, parent: ParentRecord) -> None:
-        """A parent without a driver."""
-        home = self._root / parent["path"]
-        home.mkdir(parents=True, exist_ok=True)
-        (self._class / name).unlink(missing_ok=True)  # first, as the kernel does
-        _clear(home / "mdev_supported_types")
-
-    def show_available(self, parent: ParentRecord, available: dict[str, int]) -> None:
-        """What a parent has left."""
-        types = self._root / parent["path"] / "mdev_supported_types"
-        for type_, count in available.items():
-            _put(types / type_ / "available_instances", str(count))
-
-    def show(
-        self, name: str, device: DeviceRecord, home: str, view: list[str], state: State
-    ) -> None:
-        """Exactly `view` of a device: what came, in the order of its coming, and the reverse."""
-        types = self._root / home / "mdev_supported_types" / device["type"]
-        directory, links = self._root / home / name, types / "devices"
-        if _TYPE not in view:
-            (directory / "mdev_type").unlink(missing_ok=True)
-            (links / name).unlink(missing_ok=True)
-        if _REMOVE not in view:
-            (directory / "remove").unlink(missing_ok=True)
-        if _BUS not in view:
-            (self._bus / name).unlink(missing_ok=True)
-        if _DEVICE not in view:
-            _clear(directory)
-            return
-        if not directory.is_dir():
-            self._make(directory, device, state)
-        if _REMOVE in view:
-            _node(directory / "remove")
-        if _BUS in view:
-            _link(self._bus / name, directory)
-        if _TYPE in view:
-            _link(directory / "mdev_type", types)
-            _link(links / name, directory)
-
-    def _make(self, directory: Path, device: DeviceRecord, state: State) -> None:
-        directory.mkdir()
-        group = self._root / "sys/kernel/iommu_groups" / str(device["token"])
-        _link(directory / "iommu_group", group)
-        for attribute, writable in state["attributes"].items():
-            path = directory / attribute
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(0o644 if writable else 0o444)
-
-    def sweep(self, homes: list[str], known: dict[str, DeviceRecord]) -> None:
-        """Remove all that no name on the list accounts for."""
-        places = [self._bus, *(self._root / home for home in homes)]
-        places += [p for home in places[1:] for p in home.glob("mdev_supported_types/*/devices")]
-        for place in places:
-            for path in place.iterdir() if place.is_dir() else ():
-                if _UUID.fullmatch(path.name.encode()) and path.name not in known:
-                    _clear(path)
-
-    def attribute(self, name: str, attribute: str) -> Path:
-        """The file of a device's attribute."""
-        return self._bus / name / attribute
-
-
 def _told(view: list[str]) -> int:
     """How much of a device's arrival was told when this is shown of it: nothing, add, bind."""
     if not view:
         return 0
     # One of which nothing but the directory is left was whole before.
-    return 2 if _TYPE in view or _BUS not in view else 1
+    return 2 if TYPE in view or BUS not in view else 1
 
 
 def _arrival(name: str, device: DeviceRecord, came: int) -> list[str]:
     """The events of its arrival so far that were not told yet."""
     return [f"add {name}", f"bind {name}"][_told(device["view"]) : came]
-
-
-_NAMES = {"mtty-1": "Single port serial", "mtty-2": "Dual port serial"}
-
-
-def _about(type_: str, capacity: int) -> dict[str, str]:
-    if type_ in _NAMES:  # as mtty has it: a name, and no description
-        return {"name": _NAMES[type_]}
-    return {"name": type_, "description": f"simulated, up to {capacity} a parent"}
-
-
-def _put(path: Path, text: str) -> None:
-    """Write a file whole, so that nobody reads half of it."""
-    with suppress(FileNotFoundError):
-        if path.read_text() == f"{text}\n":
-            return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(f"{text}\n")
-    temporary.replace(path)
-
-
-def _link(path: Path, target: Path) -> None:
-    with suppress(FileExistsError):
-        path.symlink_to(os.path.relpath(target, path.parent))
-
-
-def _node(path: Path) -> None:
-    """A file to be seen and not to be opened: nobody writes to a kernel that is not there.
-
-    To open a socket's node is ENXIO; a plain file would take what is written and do nothing.
-    """
-    with suppress(FileExistsError):
-        os.mknod(path, stat.S_IFSOCK | 0o200)
-
-
-def _clear(path: Path) -> None:
-    """Remove a file, a link or a whole directory."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    for entry in path.iterdir():
-        _clear(entry)
-    path.rmdir()
 
 
 class SimulatedKernel(SystemCalls):
@@ -557,7 +230,7 @@ class SimulatedKernel(SystemCalls):
             home = memory.parents[device["parent"]]["path"]
             for other in homes:
                 if other != home:
-                    _clear(self.root / other / name)
+                    clear(self.root / other / name)
             self.tree.show(name, device, home, device["view"], memory.state)
 
     def nudge(self) -> None:
@@ -604,7 +277,7 @@ class SimulatedKernel(SystemCalls):
     def _open_attribute(self, path: Path, name: str, attribute: str) -> OpenFile:
         memory = self.look()
         device = memory.devices.get(name)
-        if device is None or _BUS not in device["view"]:
+        if device is None or BUS not in device["view"]:
             raise failure(errno.ENOENT, path)
         token = device["token"]
         if attribute == "remove" and device["removable"]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from agent.simulated_kernel import ACTIVE, COMING
+from agent.simulated_memory import ACTIVE, COMING
 from tests.sim.operators import name_of
 from tests.sim.schedule import Event
 

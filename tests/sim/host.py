@@ -21,7 +21,7 @@ from tests.sim.machine import Locks, SimMachine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.simulated_kernel import DeviceRecord
+    from agent.simulated_memory import DeviceRecord
     from coordinator.model import Name
     from tests.sim.machine import SimWorker
     from tests.sim.world import World

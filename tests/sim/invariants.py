@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent.simulated_kernel import COMING, LINGERING
+from agent.simulated_memory import COMING, LINGERING
 from coordinator.model import ClaimValue, NameValue
 from coordinator.states import ClaimState
 from tests.sim.history import History
@@ -24,7 +24,7 @@ from tests.sim.holds import Holds
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agent.simulated_kernel import DeviceRecord
+    from agent.simulated_memory import DeviceRecord
     from coordinator.keys import Keys
     from coordinator.store import KeyValue
     from tests.sim.cluster import Cluster

@@ -10,14 +10,14 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from agent.bus import Device, Presence, Scan, ScanFailed
-from agent.simulated_kernel import GOING, LINGERING, Memory, failure
+from agent.simulated_memory import GOING, LINGERING, Memory, failure
 from coordinator.model import IdentityValue, Name, ParentType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent.bus import Watcher
-    from agent.simulated_kernel import DeviceRecord, State
+    from agent.simulated_memory import DeviceRecord, State
 
 __all__ = ["ATTRIBUTE", "TYPES", "Kernel", "SimBus", "SimWatcher"]
 

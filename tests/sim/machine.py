@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from agent.simulated_kernel import COMING
+from agent.simulated_memory import COMING
 from agent.worker import AgentGone, errno_of, writes
 from agent.workers import answer_of
 from tests.sim.kernel import SimBus

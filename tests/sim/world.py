@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.metrics import Metrics
-from agent.simulated_kernel import ACTIVE, LINGERING
+from agent.simulated_memory import ACTIVE, LINGERING
 from coordinator.check import check
 from coordinator.keys import Keys
 from coordinator.memory import MemoryStore

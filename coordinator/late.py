@@ -20,7 +20,6 @@ from coordinator.errors import (
     MdevnsError,
     OutcomeUnknown,
     StoreError,
-    TooLarge,
     Unreachable,
 )
 from coordinator.store import Put, Txn, absent
@@ -67,7 +66,8 @@ class LateCopies:
 
         Raises:
             OutcomeUnknown: also when it is known what stands, and not whether it stays so; and
-                when a guard does not hold any more that may have held for the first copy.
+                when a guard does not hold any more, or a lease is gone, with which the first
+                copy may have been done.
         """
         await self._spend_before()
         puts = (op for change in changes for op in change.then if isinstance(op, Put))
@@ -90,7 +90,7 @@ class LateCopies:
             self._owed += sent if doubts else []
             if not isinstance(error, OutcomeUnknown):
                 await self._spend_what_was_answered()
-            if doubts and not isinstance(error, LeaseGone | TooLarge):  # as `settle` has it
+            if doubts:  # the first copy may have been done, and its lease be gone since
                 raise OutcomeUnknown(error.what, error.why, error.hint) from None
             raise
         self._owed += sent if doubts else []

@@ -13,7 +13,7 @@ from coordinator.operating import remove, start
 from coordinator.reserving import renew, reserve
 from coordinator.store import Put, Txn
 from coordinator.transactions import transaction
-from tests.support.desk import HOST, NAME, OTHER, wish
+from tests.support.desk import HOST, NAME, OTHER, name, wish
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.scene import TTL, Scene, ask
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from coordinator.client import Client, Result
     from coordinator.errors import MdevnsError
-    from coordinator.model import Claim
+    from coordinator.model import Claim, Name
     from coordinator.transactions import Change
 
 KEPT = wish(parent="p0", persistent=True)
@@ -81,10 +81,10 @@ class Doubtful:
         self.make(desk.claims.reserve(NAME, "z", KEPT, lease=lease, now="t", by="z"))
 
 
-def is_in_doubt(error: MdevnsError | None) -> bool:
+def is_in_doubt(error: MdevnsError | None, which: Name = NAME) -> bool:
     """Whether it says that nobody knows, once, and how to find out."""
     assert isinstance(error, OutcomeUnknown)
-    return error.line.count("it is not known") == 1 and f"mdevns show {NAME}" in error.line
+    return error.line.count("it is not known") == 1 and f"mdevns show {which}" in error.line
 
 
 def test_a_reservation_that_was_begun_after_a_doubt_is_not_known_to_be_renewed() -> None:
@@ -188,6 +188,27 @@ def test_a_name_that_others_took_is_taken_after_a_doubt_too() -> None:
         return result
 
     assert isinstance(doubtful.run(work), NameTaken)
+
+
+def test_a_reservation_whose_lease_is_gone_since_is_not_known() -> None:
+    """It was done, and given up with the lease; somebody else has one of its names."""
+    doubtful = Doubtful()
+    desk = doubtful.scene.desk
+
+    def lapsed() -> None:
+        kv = desk.kv(desk.keys.name(NAME))
+        assert kv is not None
+        desk.core.expire(kv.lease)
+        lease = desk.core.grant(TTL).id
+        doubtful.make(desk.claims.reserve(NAME, "z", KEPT, lease=lease, now="t", by="z"))
+
+    async def work(client: Client) -> Result:
+        doubtful.lose(lapsed)
+        first, second = await reserve(client, [NAME, name(2)], request="r", ttl=TTL)
+        assert is_in_doubt(second.error, name(2))
+        return first
+
+    assert is_in_doubt(doubtful.run(work))
 
 
 def test_a_move_of_a_name_that_was_started_since_is_not_known() -> None:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from coordinator.claims import Hold
 from coordinator.errors import InUse, TryAgain
@@ -264,7 +266,7 @@ class _Pass:
         why = f"{name}: its device is on {host}, after a restore"
         act = record_of(client, "yield", record.holder.host, why)
         change = client.claims.give_way(record)
-        change = replace(change, then=(*change.then, act))
+        change = msgspec.structs.replace(change, then=(*change.then, act))
         guards = [Guard(proof, TryAgain, name, "changed meanwhile") for proof in proofs]
         guards.insert(0, client.claims.restoring(self._hold))
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 __all__ = ["Keys", "last_part"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Keys:
     """The keys of one cluster, all under `/mdevns/<cluster>/`.
 
@@ -17,12 +18,12 @@ class Keys:
 
     cluster: str = "default"
 
-    @property
+    @cached_property
     def root(self) -> str:
         """The prefix of everything that belongs to the cluster."""
         return f"/mdevns/{self.cluster}/"
 
-    @property
+    @cached_property
     def names(self) -> str:
         """The prefix of the namespace."""
         return f"{self.root}names/"
@@ -31,7 +32,7 @@ class Keys:
         """The name is taken: by which host (or none yet) and request."""
         return f"{self.names}{name}"
 
-    @property
+    @cached_property
     def hosts(self) -> str:
         """The prefix of what belongs to hosts."""
         return f"{self.root}hosts/"
@@ -115,7 +116,7 @@ class Keys:
         """One forced act."""
         return f"{self.root}audit/{time}-{id_}"
 
-    @property
+    @cached_property
     def hold(self) -> str:
         """Present while a restored store is being reconciled, or a namespace imported."""
         return f"{self.root}hold"

@@ -12,8 +12,10 @@ It costs a commit where an answer was lost, and nothing where none was.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from coordinator.errors import (
     LeaseGone,

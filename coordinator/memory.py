@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, bisect_right, insort
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
+
+import msgspec
 
 from coordinator.errors import Compacted, LeaseGone, StoreReadOnly, TooLarge, Unreachable
 from coordinator.history import History
@@ -239,7 +241,7 @@ class MemoryEtcd:
             return RangeResult((), newest, more=False, count=len(found))
         kvs = found[: request.limit or None]
         if request.keys_only:
-            kvs = [replace(kv, value=b"") for kv in kvs]
+            kvs = [msgspec.structs.replace(kv, value=b"") for kv in kvs]
         return RangeResult(tuple(kvs), newest, more=len(kvs) < len(found), count=len(found))
 
     def _at(self, revision: int) -> _Keyspace:
@@ -401,7 +403,7 @@ def _revision_of(past: _Past) -> int:
 def _dated(results: tuple[Result, ...], revision: int) -> tuple[Result, ...]:
     """The results with the inner transactions' revision, known when all is done."""
     return tuple(
-        replace(each, results=_dated(each.results, revision), revision=revision)
+        msgspec.structs.replace(each, results=_dated(each.results, revision), revision=revision)
         if isinstance(each, TxnResult)
         else each
         for each in results

@@ -258,8 +258,8 @@ class Claim(ClaimValue, frozen=True, kw_only=True):
     @classmethod
     def of(cls, name: Name, host: str, value: ClaimValue, revision: int, lease: int = 0) -> Claim:
         """The claim of `name` on `host` as `value`, written at `revision`, makes it."""
-        fields: dict[str, Any] = {field: getattr(value, field) for field in _CLAIM_FIELDS}
-        return cls(name=name, host=host, revision=revision, lease=lease, **fields)
+        said: dict[str, Any] = msgspec.structs.asdict(value)
+        return cls(name=name, host=host, revision=revision, lease=lease, **said)
 
     @property
     def holder(self) -> Holder:

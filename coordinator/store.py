@@ -9,9 +9,10 @@ Sources: etcd API reference (KV, Lease, Watch), and what was measured on 3.5.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -64,8 +65,7 @@ class Target(StrEnum):
     LEASE = "lease"
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(msgspec.Struct, frozen=True, gc=False):
     """One condition of a transaction: `key`'s target `op` operand, op one of = != < >.
 
     With `end` it holds when it does of every key in [key, end); of none, as of an absent one.
@@ -78,8 +78,7 @@ class Compare:
     end: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(msgspec.Struct, frozen=True, gc=False):
     """Write a value. With `lease` 0 the key is detached from any lease it hung on."""
 
     key: str
@@ -87,16 +86,14 @@ class Put:
     lease: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True, gc=False):
     """Delete a key, or with `end` the range [key, end)."""
 
     key: str
     end: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(msgspec.Struct, frozen=True, gc=False):
     """Read a key, or with `end` the range [key, end), in the order of keys.
 
     `limit` 0 is no limit, `revision` 0 the newest one.
@@ -110,8 +107,7 @@ class Range:
     count_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Txn:
+class Txn(msgspec.Struct, frozen=True):
     """If all compares hold the success list, else the failure list, in one revision.
 
     Transactions nest: an inner one has an answer of its own. A key may be put only once in
@@ -126,8 +122,7 @@ class Txn:
 Op = Put | Delete | Range | Txn
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(msgspec.Struct, frozen=True, gc=False):
     """A key as it stands in the store; revisions as in etcd, `lease` 0 when it has none."""
 
     key: str
@@ -138,20 +133,17 @@ class KeyValue:
     lease: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PutDone:
+class PutDone(msgspec.Struct, frozen=True, gc=False):
     """The answer to a Put."""
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
+class Deleted(msgspec.Struct, frozen=True, gc=False):
     """The answer to a Delete: how many keys went."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class RangeResult:
+class RangeResult(msgspec.Struct, frozen=True):
     """The answer to a Range, and the store's revision at which it was given.
 
     `more` says that `limit` cut it; `count` is the number of keys in the whole range.
@@ -168,8 +160,7 @@ class RangeResult:
         return self.kvs[0] if self.kvs else None
 
 
-@dataclass(frozen=True, slots=True)
-class TxnResult:
+class TxnResult(msgspec.Struct, frozen=True):
     """The answer to a Txn: which branch ran, the answers of its list, the revision after."""
 
     succeeded: bool
@@ -184,31 +175,28 @@ class TxnResult:
 Result = PutDone | Deleted | RangeResult | TxnResult
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A lease as granted; `ttl` in seconds is what etcd gave, which may be more than asked."""
 
     id: int
     ttl: int
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """A change that a watch saw. For a delete `kv` has the key and the revision, no value."""
 
     kv: KeyValue
     deleted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WatchBatch:
+class WatchBatch(msgspec.Struct, frozen=True):
     """Changes in the order of revisions. All of what happened up to `revision` was told.
 
     No revision is cut in two by a batch. Without events it only reports progress.
     """
 
     revision: int
-    events: tuple[Event, ...] = field(default=())
+    events: tuple[Event, ...] = ()
 
 
 class Store(Protocol):

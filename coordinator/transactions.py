@@ -9,9 +9,10 @@ Raft commit gives every name its own answer, and a name that is taken fails alon
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from coordinator.errors import (
@@ -23,14 +24,24 @@ from coordinator.errors import (
     StoreReadOnly,
     Unreachable,
 )
-from coordinator.store import MAX_TXN_OPS, Compare, Delete, Put, Range, Txn, TxnResult, holds
+from coordinator.model import Claim, Name
+from coordinator.store import (
+    MAX_TXN_OPS,
+    Compare,
+    Delete,
+    KeyValue,
+    Put,
+    Range,
+    Txn,
+    TxnResult,
+    holds,
+)
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from coordinator.model import Claim, Name
-    from coordinator.store import KeyValue, Store
+    from coordinator.store import Store
 
 __all__ = ["Answer", "Change", "Guard", "answers", "chunks", "settle", "transact", "transaction"]
 
@@ -39,8 +50,7 @@ _MAX_BYTES = 1 << 20
 _OVERHEAD = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(msgspec.Struct, frozen=True):
     """A condition that all changes of one commit share, and the error when it fails.
 
     A guard is a value: any transaction can include it. `told` may say more of what stands in
@@ -63,8 +73,7 @@ class Guard:
         return self.error(self.what, why, hint)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What became of one change.
 
     Without an `error` it was made, by this copy of the request or an earlier one, and `claim`
@@ -88,8 +97,7 @@ class Answer:
         return self.claim
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One transition of one name.
 
     Its inner transaction compares `when` and does `then`; otherwise it reads `otherwise`,
@@ -117,9 +125,11 @@ class Change:
     @property
     def size(self) -> int:
         """About how many bytes it takes in a request."""
-        puts = sum(len(op.value) for op in self.then if isinstance(op, Put))
-        keys = sum(len(op.key) for op in (*self.when, *self.then, *self.otherwise))
-        return puts + keys + _OVERHEAD
+        size = _OVERHEAD
+        for op in self.then:
+            size += len(op.key) + len(op.value) if isinstance(op, Put) else len(op.key)
+        size += sum(len(compare.key) for compare in self.when)
+        return size + sum(len(read.key) for read in self.otherwise)
 
 
 def chunks(changes: Iterable[Change], *, beside: int = 0) -> Iterator[list[Change]]:

@@ -6,7 +6,6 @@ cell, and what comes of it is brought back to the few revisions that a cell may 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -125,7 +124,7 @@ def rebooted(cell: Cell, host: int) -> Cell:
         return cell
     value = msgspec.json.encode(msgspec.structs.replace(claim.value(), boot_id=BEFORE))
     claims = list(cell.claims)
-    claims[host] = replace(kv, value=value)
+    claims[host] = msgspec.structs.replace(kv, value=value)
     return cell._replace(claims=(claims[0], claims[1]))
 
 
@@ -284,9 +283,11 @@ def commit(
     """Apply a recipe. `force`, `session`, `hold`: what else stands, of the recipe's host."""
     change = (_agents if agent else _operators)(recipe)
     if not rules.both_keys:
-        change = replace(change, then=tuple(op for op in change.then if not _is_name_put(op)))
+        change = msgspec.structs.replace(
+            change, then=tuple(op for op in change.then if not _is_name_put(op))
+        )
     if not rules.detached and recipe.what == "begin" and cell.name and cell.name.lease:
-        change = replace(change, then=tuple(_on_lease(op) for op in change.then))
+        change = msgspec.structs.replace(change, then=tuple(_on_lease(op) for op in change.then))
     guards = _guards(recipe, rules, agent=agent)
     etcd = _store(cell, HOSTS[recipe.host], force=force, session=session, hold=hold)
     try:
@@ -299,7 +300,7 @@ def commit(
         _check_outcome(recipe, etcd)
     if answer.claim is not None:
         current = msgspec.structs.replace(answer.claim, revision=CURRENT, lease=_lease(answer))
-        answer = replace(answer, claim=current)
+        answer = msgspec.structs.replace(answer, claim=current)
     return Committed(after, touched, answer)
 
 
@@ -312,7 +313,7 @@ def _is_name_put(op: Put | Delete) -> bool:
 
 
 def _on_lease(op: Put | Delete) -> Put | Delete:
-    return replace(op, lease=LEASE) if isinstance(op, Put) else op
+    return msgspec.structs.replace(op, lease=LEASE) if isinstance(op, Put) else op
 
 
 def _store(cell: Cell, host: str, *, force: bool, session: bool, hold: bool) -> MemoryEtcd:

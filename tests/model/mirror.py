@@ -6,7 +6,6 @@ be searched: whatever happens from the one happens, mirrored, from the other.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -46,11 +45,11 @@ def _name(kv: KeyValue) -> KeyValue:
     if value.host is None:
         return kv
     other = HOSTS[1 - HOSTS.index(value.host)]
-    return replace(kv, value=encode(msgspec.structs.replace(value, host=other)))
+    return msgspec.structs.replace(kv, value=encode(msgspec.structs.replace(value, host=other)))
 
 
 def _claim_key(kv: KeyValue | None, index: int) -> KeyValue | None:
-    return kv and replace(kv, key=KEYS.claim(HOSTS[index], NAME))
+    return kv and msgspec.structs.replace(kv, key=KEYS.claim(HOSTS[index], NAME))
 
 
 @cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from coordinator.errors import Compacted, LeaseGone, SetBack, TooLarge, Unreachable
 from coordinator.etcd import EtcdStore

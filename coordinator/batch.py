@@ -24,10 +24,41 @@ if TYPE_CHECKING:
 __all__ = ["GroupCommit"]
 
 
+_NOT_YET = Answer(0)
+
+
+class _Caller:
+    """Who waits until each of some changes is answered. One future, however many they are."""
+
+    __slots__ = ("_answers", "_left", "done")
+
+    def __init__(self, count: int) -> None:
+        self._answers, self._left = [_NOT_YET] * count, count
+        self.done: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+
+    def hear(self, place: int, answer: Answer) -> None:
+        """The answer to one of its changes; it may have left."""
+        self._answers[place] = answer
+        self._left -= 1
+        if not self._left and not self.done.done():
+            self.done.set_result(self._answers)
+
+    def fail(self, error: Exception) -> None:
+        """There will be no answer."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
 @dataclass(slots=True)
 class _Asked:
     change: Change
-    answer: asyncio.Future[Answer]
+    caller: _Caller
+    place: int
+
+    @property
+    def left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.caller.done.done()
 
 
 class GroupCommit:
@@ -63,14 +94,16 @@ class GroupCommit:
 
         What fits goes into one transaction (126 reservations or begins).
         """
-        loop = asyncio.get_running_loop()
-        asked = [_Asked(change, loop.create_future()) for change in changes]
+        if not changes:
+            return []
+        caller = _Caller(len(changes))
+        asked = [_Asked(change, caller, place) for place, change in enumerate(changes)]
         self._waiting.setdefault(guards, []).extend(asked)
         if guards not in self._tasks:
             # A task of its own: it starts after everybody who is ready now has asked, and a
             # caller that is cancelled takes nobody's transaction with it.
-            self._tasks[guards] = loop.create_task(self._run(guards))
-        return list(await asyncio.gather(*(one.answer for one in asked)))
+            self._tasks[guards] = asyncio.create_task(self._run(guards))
+        return await caller.done
 
     async def idle(self, seconds: float) -> bool:
         """Wait, for so long, until nothing is in flight; whether that is so."""
@@ -87,7 +120,7 @@ class GroupCommit:
         await asyncio.gather(*tasks, return_exceptions=True)
         # A task that was cancelled before its first step has told nobody.
         for one in (one for asked in self._waiting.values() for one in asked):
-            one.answer.cancel()
+            one.caller.done.cancel()
         self._waiting.clear()
         self._tasks.clear()
 
@@ -97,21 +130,17 @@ class GroupCommit:
             while batch := self._next(guards):
                 await self._send(guards, batch)
         except Exception as error:  # noqa: BLE001 - a defect; whoever waits must see it
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
-            for one in self._waiting.pop(guards, ()):
-                if not one.answer.done():
-                    one.answer.set_exception(error)
+            for one in (*batch, *self._waiting.pop(guards, ())):
+                one.caller.fail(error)
         finally:
             self._tasks.pop(guards, None)
             for one in (*batch, *self._waiting.pop(guards, ())):
-                one.answer.cancel()
+                one.caller.done.cancel()
 
     def _next(self, guards: tuple[Guard, ...]) -> list[_Asked]:
-        waiting = [one for one in self._waiting.pop(guards, ()) if not one.answer.done()]
-        if not waiting:
-            return []
+        waiting = [one for one in self._waiting.pop(guards, ()) if not one.left]
+        if len(waiting) < 2:
+            return waiting
         size = len(next(chunks(one.change for one in waiting)))
         if waiting[size:]:
             self._waiting[guards] = waiting[size:]
@@ -155,5 +184,4 @@ class GroupCommit:
         except MdevnsError as error:
             answers = [Answer(0, error=error)] * len(batch)
         for one, answer in zip(batch, answers, strict=True):
-            if not one.answer.done():
-                one.answer.set_result(answer)
+            one.caller.hear(one.place, answer)

@@ -41,13 +41,18 @@ class History:
         self.cluster = self.revision = 0
         before.say("all that was read is forgotten")
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the answers so far were of different stores."""
+        return bool(self._loss.why)
+
     def check(self) -> None:
         """See that the answers so far were of one store.
 
         Raises:
             SetBack: they were not.
         """
-        if self._loss.why:
+        if self.is_lost:
             raise SetBack(self._loss.why)
 
     def see(self, who: str, cluster: int, revision: int, floor: int = 0) -> bool:

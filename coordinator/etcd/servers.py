@@ -141,6 +141,11 @@ class Server:
             self._stubs = Stubs(self.endpoint, self.certificates)
         return self._stubs
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a call would be sent at once."""
+        return self._stubs is not None and self._state() is grpc.ChannelConnectivity.READY
+
     async def connected(self, until: float) -> None:
         """Wait until a call would be sent at once; nothing is sent here.
 
@@ -148,7 +153,7 @@ class Server:
             Unreachable: not connected by the loop's time `until`, or refused.
         """
         connectivity = grpc.ChannelConnectivity
-        if self._state() is connectivity.READY:
+        if self.is_connected:
             return
         self.known = False
         self._renew_certificates()
@@ -310,8 +315,19 @@ class Servers:
             return server, await self._once(server, send, end, writes=writes)
 
     async def _once(self, server: Server, send: Send[T], end: float, *, writes: bool) -> T:
-        token = await self._ready(server, end)
+        # Nearly always nothing has to be waited for.
+        is_ready = self._is_ready(server)
+        token = self._tokens.at_hand if is_ready else await self._ready(server, end)
         return await self._sent(server, send, end, token, writes=writes)
+
+    def _is_ready(self, server: Server) -> bool:
+        """Whether `_ready` would find nothing to wait for, nor to raise."""
+        return (
+            not (self.closed or self.history.is_lost)
+            and (server.known or not self.history.cluster)
+            and self._tokens.are_taken
+            and server.is_connected
+        )
 
     async def _ready(self, server: Server, end: float) -> str | None:
         """See that a server is the one to ask; the token to ask with."""

@@ -28,7 +28,8 @@ class Tokens:
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
-        self._token: str | None = None
+        self.at_hand: str | None = None
+        """The token that was taken last."""
         self._taken = False
         self._taking = asyncio.Lock()
 
@@ -37,6 +38,11 @@ class Tokens:
         """Whether there is a user to take a token for."""
         return self._credentials.user is not None
 
+    @property
+    def are_taken(self) -> bool:
+        """Whether `get` would return what is at hand."""
+        return self._taken or not self.used
+
     async def get(self, authenticate: Callable[[Any], Awaitable[Any]]) -> str | None:
         """The token; one caller takes it for all who wait.
 
@@ -44,13 +50,13 @@ class Tokens:
             NotAllowed: etcd does not take user or password.
             Unreachable: etcd could not be asked, or the password cannot be read any more.
         """
-        if not self.used or self._taken:
-            return self._token
+        if self.are_taken:
+            return self.at_hand
         async with self._taking:
             if not self._taken:
-                self._token = await self._take(authenticate)
+                self.at_hand = await self._take(authenticate)
                 self._taken = True
-            return self._token
+            return self.at_hand
 
     async def _take(self, authenticate: Callable[[Any], Awaitable[Any]]) -> str | None:
         try:
@@ -65,5 +71,5 @@ class Tokens:
 
     def drop(self, refused: str | None) -> None:
         """Take a new one before the next call, unless that was done since `refused`."""
-        if refused in (None, self._token):
+        if refused in (None, self.at_hand):
             self._taken = False

@@ -314,11 +314,11 @@ async def test_a_token_that_expires_is_taken_anew(tmp_path: Path, user: Credenti
         rawetcd.switch_auth_on(server.endpoint, agent="secret")
         async with opened(server.endpoint, user, DEADLINE) as store, asyncio.timeout(DEADLINE):
             before = (await store.txn(WRITE)).revision
-            tokens, writes = {store._servers._tokens._token}, 0
+            tokens, writes = {store._servers._tokens.at_hand}, 0
             while len(tokens) < 3:
                 await store.txn(WRITE)
                 writes += 1
-                tokens.add(store._servers._tokens._token)
+                tokens.add(store._servers._tokens.at_hand)
             assert (await store.txn(WRITE)).revision == before + writes + 1
 
 

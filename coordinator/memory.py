@@ -21,6 +21,7 @@ import msgspec
 from coordinator.errors import Compacted, LeaseGone, StoreReadOnly, TooLarge, Unreachable
 from coordinator.history import History
 from coordinator.store import (
+    FROM_NOW,
     MAX_TXN_OPS,
     Compare,
     Delete,
@@ -588,6 +589,7 @@ class _MemoryWatch:
             raise ValueError("a watch needs a range")
         self._store, self._ranges = store, tuple(ranges)
         self._told = max(start, 1) - 1
+        self._from_now = start == FROM_NOW
         self._changed = asyncio.Event()
         self._unlisten = store.core.listen(self._changed.set)
         self._closed = False
@@ -603,6 +605,9 @@ class _MemoryWatch:
             history = self._store.history
             history.see("memory", _CLUSTER, self._store.core.revision, self._told)
             history.check()
+            if self._from_now:
+                self._from_now, self._told = False, self._store.core.revision
+                return WatchBatch(self._told)
             batch = self._store.core.changes(self._told, self._ranges)
             if batch is not None:
                 self._told = batch.revision

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 __all__ = [
+    "FROM_NOW",
     "MAX_TXN_OPS",
     "Compare",
     "Delete",
@@ -52,6 +53,9 @@ __all__ = [
 
 # etcd's default --max-txn-ops; it counts the longest list of the outer transaction plus the
 # longest list of the longest inner one.
+FROM_NOW = 0
+"""The start of a watch that tells nothing of what was before."""
+
 MAX_TXN_OPS = 128
 
 
@@ -246,6 +250,11 @@ class Store(Protocol):
 
         A broken stream, a lost leader or another endpoint are resumed at the right revision,
         with nothing missed and nothing told twice. Only key and end of a Range count.
+        With `start` `FROM_NOW` the first batch tells, without events, from which revision on
+        all will be told.
+
+        etcd serves a watch that starts in the past only every 100 ms (mvcc/watchable_store.go);
+        one from now on, and a read after its first batch, miss as little and wait for nothing.
 
         Raises (from the iterator):
             Compacted: changes are lost; list again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,13 +22,13 @@ from coordinator.keys import last_part
 from coordinator.model import Claim, Name, OutcomeValue, Unreadable, decode, read_claim
 from coordinator.sequences import batched
 from coordinator.states import ClaimState
-from coordinator.store import MAX_TXN_OPS, Txn, get, prefix
+from coordinator.store import FROM_NOW, MAX_TXN_OPS, Txn, get, prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from coordinator.keys import Keys
-    from coordinator.store import Event, KeyValue, Store
+    from coordinator.store import Event, KeyValue, Range, Store
 
 __all__ = ["await_gone", "await_made"]
 
@@ -186,30 +187,37 @@ class _HostWait:
 
         When the store is away, what becomes of the claims is not known: each is told so.
         """
-        start = 1 + min(one.first.revision for one in self._pending.values())
         try:
             await self._judge(self._pending.values())
             while self._pending:
-                try:
+                with suppress(Compacted, TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN):
-                        await self._watch(start)
-                except (Compacted, TimeoutError):
-                    start = 1 + await self._read_again()
+                        await self._watch()
         except (Unreachable, SetBack) as error:
             for one in list(self._pending.values()):
                 self._end(one, _not_known(one.name, error))
 
-    async def _watch(self, start: int) -> None:
+    async def _watch(self) -> None:
+        """Watch from now on, then look at what stands: nothing falls between the two."""
         session = get(self._keys.session(self._host))
-        names = list(self._pending)
-        one = get(self._keys.claim(self._host, names[0]))
-        claims = one if len(names) == 1 else prefix(self._keys.claims(self._host))
-        async with self._store.watch([claims, session], start) as batches:
+        async with self._store.watch([self._claims(), session], FROM_NOW) as batches:
+            await anext(batches)
+            seen = await self._look()
+            if not self._pending:
+                return
             async for batch in batches:
-                told = [each for event in batch.events for each in self._apply(event)]
+                events = (event for event in batch.events if event.kv.mod_revision > seen)
+                told = [each for event in events for each in self._apply(event)]
                 await self._judge(told)
                 if not self._pending:
                     return
+
+    def _claims(self) -> Range:
+        """The claims that are pending, or all of the host's."""
+        names = list(self._pending)
+        if len(names) == 1:
+            return get(self._keys.claim(self._host, names[0]))
+        return prefix(self._keys.claims(self._host))
 
     def _apply(self, event: Event) -> list[_Pending]:
         """Take note of an event; returns those of whom it tells something new."""
@@ -258,7 +266,7 @@ class _HostWait:
                 if kv is not None and kv.mod_revision > one.first.revision:
                     one.failure = _outcome(kv)
 
-    async def _read_again(self) -> int:
+    async def _look(self) -> int:
         """Look at what stands; returns the oldest revision that was seen."""
         revision = 0
         for some in batched(list(self._pending.values()), MAX_TXN_OPS - 1):
@@ -269,9 +277,40 @@ class _HostWait:
             for one, kv in zip(some, kvs, strict=True):
                 one.host_gone = session is None
                 self._take(one, kv)
+            if self._verdict is _made:
+                await self._recollect([one for one in some if one.may_have_failed])
             await self._judge(some)
             revision = min(revision or result.revision, result.revision)
         return revision
+
+    async def _recollect(self, over: Sequence[_Pending]) -> None:
+        """Learn of claims that have moved on since whether they were active in between.
+
+        Their changes are in the history; how one ends that is over is the last that is asked.
+        """
+        left = {one.name: one for one in over}
+        if not left:
+            return
+        start = 1 + min(one.first.revision for one in over)
+        claims = prefix(self._keys.claims(self._host))
+        with suppress(Compacted):  # then what stands is all that can be known
+            async with self._store.watch([claims], start) as batches:
+                async for batch in batches:
+                    for event in batch.events:
+                        self._recollect_one(left, event)
+                    if not left:
+                        return
+
+    def _recollect_one(self, left: dict[Name, _Pending], event: Event) -> None:
+        one = left.get(Name(last_part(event.kv.key)))
+        if one is None or event.kv.mod_revision <= one.first.revision:
+            return
+        now = one.now
+        self._take(one, None if event.deleted else event.kv)
+        is_over = one.was_active or one.may_have_failed
+        one.now = now
+        if is_over:
+            del left[one.name]
 
 
 def _not_known(name: Name, error: StoreError) -> OutcomeUnknown:

@@ -12,7 +12,7 @@ from coordinator.errors import Compacted, NotAllowed, Unreachable
 from coordinator.etcd.failures import refusal
 from coordinator.etcd.messages import read_event, to_bytes
 from coordinator.etcd.servers import message, task_is_cancelled
-from coordinator.store import Range, WatchBatch, within
+from coordinator.store import FROM_NOW, Range, WatchBatch, within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ class Watch:
         self._servers, self._ranges = servers, tuple(ranges)
         self._low, self._high = _covering(self._ranges)
         self._told = max(start, 1) - 1
+        self._from_now = start == FROM_NOW
         self._server: Server | None = None
         self._stream: Any = None
         self._renewed = self._closed = False
@@ -114,7 +115,8 @@ class Watch:
             create_request=etcdrpc.WatchCreateRequest(
                 key=to_bytes(self._low),
                 range_end=to_bytes(self._high),
-                start_revision=max(self._told, 1),  # 0 would be "from now on"
+                # 0 is "from now on"
+                start_revision=FROM_NOW if self._from_now else max(self._told, 1),
                 progress_notify=True,
             )
         )
@@ -140,10 +142,14 @@ class Watch:
         """What a message of the stream tells that was not told before."""
         if response.canceled:
             raise _ended(response)
+        if response.created and self._from_now:
+            # What is written after this revision will be told (etcd: v3rpc/watch.go).
+            self._from_now = False
+            return WatchBatch(response.header.revision)
         if response.events:
             return self._changes(response.events)
         # A progress notice is about its one watcher, and etcd sends it when that is in step.
-        # The message that says "created" has a revision too, which promises nothing.
+        # That of a watch which starts in the past, as it is created, promises nothing.
         if not response.created and response.header.revision > self._told:
             return WatchBatch(response.header.revision)
         return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from coordinator.errors import MdevnsError, OutcomeUnknown, Unreachable
 from coordinator.history import History
 from coordinator.memory import MemoryEtcd
-from coordinator.store import Lease, WatchBatch, may_write, within
+from coordinator.store import FROM_NOW, Lease, WatchBatch, may_write, within
 
 if TYPE_CHECKING:
     import asyncio
@@ -311,12 +311,13 @@ class _SimWatch:
         self._loop = link.loop
         self._ranges = tuple(ranges)
         self._sent = max(start, 1) - 1
+        self._from_now = start == FROM_NOW
         self._batches: deque[WatchBatch | Exception] = deque()
         self._heard: asyncio.Future[None] | None = None
         self._flush: Handle | None = None
         self._closed = False
         cluster.watches.append(self)
-        if self._sent < cluster.revision:
+        if self._from_now or self._sent < cluster.revision:
             self.stir(None)
 
     def stir(self, keys: Sequence[str] | None) -> None:
@@ -342,7 +343,7 @@ class _SimWatch:
         self._history.see("watch", cluster.id, cluster.revision, self._sent)
         try:
             self._history.check()
-            batch = cluster.changes(self._sent, self._ranges)
+            batch = self._changes()
         except MdevnsError as error:
             self._batches.append(error)
         else:
@@ -352,6 +353,12 @@ class _SimWatch:
             self._batches.append(batch)
         if self._heard is not None and not self._heard.done():
             self._heard.set_result(None)
+
+    def _changes(self) -> WatchBatch | None:
+        if self._from_now:
+            self._from_now = False
+            return WatchBatch(self._cluster.revision)
+        return self._cluster.changes(self._sent, self._ranges)
 
     def __aiter__(self) -> _SimWatch:
         return self

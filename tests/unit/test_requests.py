@@ -24,19 +24,24 @@ from coordinator.errors import (
 from coordinator.model import (
     Claim,
     LastError,
+    Removal,
 )
 from coordinator.reserving import release, renew, reserve
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Range, Txn
 from coordinator.transactions import transaction
+from tests.support.counting import CountingStore
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.scene import TTL, Scene, ask
 from tests.support.virtual_time import pass_time
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
     from coordinator.client import Client, Result
-    from coordinator.store import TxnResult
+    from coordinator.store import TxnResult, WatchBatch
 
 
 @pytest.fixture
@@ -260,6 +265,65 @@ def test_while_a_store_is_being_restored_nothing_is_created(scene: Scene) -> Non
     scene.desk.core.txn(Txn(success=(Put(scene.desk.keys.hold, b"{}"),)))
     (result,) = scene.create(ask())
     assert isinstance(result.error, StoreReadOnly)
+
+
+class _Slow(CountingStore):
+    """A store on which all that is to happen does so before a watch stands."""
+
+    def __init__(self, scene: Scene, *happens: Callable[[], object]) -> None:
+        super().__init__(scene.desk.store)
+        self._happens = list(happens)
+
+    def watch(
+        self, ranges: Sequence[Range], start: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
+        """As the inner store, later."""
+        while self._happens:
+            self._happens.pop(0)()
+        return super().watch(ranges, start)
+
+
+def created(scene: Scene, *happens: Callable[[], object]) -> tuple[Result, _Slow]:
+    """What a create is told when that happens before its watch stands."""
+    store = scene.store = _Slow(scene, *happens)
+    scene.hosts.clear()
+
+    async def work(client: Client) -> list[Result]:
+        async with asyncio.timeout(60):
+            return await create(client, [ask()], ttl=TTL)
+
+    (result,) = scene.run(work)
+    return result, store
+
+
+def test_a_device_that_was_made_before_the_watch_is_seen(scene: Scene) -> None:
+    """It costs one watch and one look, however fast the host was."""
+    host = scene.host(HOST, p0=1)
+    result, store = created(scene, host.work, host.work)
+    assert result.error is None
+    assert store.calls["watch"] == 1
+
+
+def test_a_device_that_was_made_and_removed_before_the_watch_was_made(scene: Scene) -> None:
+    """Whoever removed it came later, so the create is told as done."""
+    host = scene.host(HOST, p0=1)
+
+    def removed() -> None:
+        (claim,) = host.claims_now()
+        change = scene.desk.claims.retire(claim, Removal(), now="t")
+        scene.desk.core.txn(transaction((), [change]))
+
+    result, _ = created(scene, host.work, host.work, removed, host.work)
+    assert host.claims_now() == []
+    assert result.error is None
+
+
+def test_a_device_that_was_refused_before_the_watch_is_told_as_refused(scene: Scene) -> None:
+    """The request's outcome says how, when its claim is gone."""
+    host = scene.host(HOST, p0=1)
+    host.refuses["p0"] = "EIO"
+    result, _ = created(scene, host.work, host.work)
+    assert isinstance(result.error, KernelRefused)
 
 
 def test_a_removed_name_is_free(scene: Scene) -> None:

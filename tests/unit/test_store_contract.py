@@ -14,6 +14,7 @@ from coordinator.errors import Compacted, LeaseGone, SetBack, TooLarge, Unreacha
 from coordinator.etcd import EtcdStore
 from coordinator.memory import MemoryEtcd, MemoryStore
 from coordinator.store import (
+    FROM_NOW,
     MAX_TXN_OPS,
     Compare,
     Delete,
@@ -505,6 +506,21 @@ async def test_a_reading_that_is_cancelled_loses_nothing(bench: Bench) -> None:
         assert reading.cancelled()
         last = await bench.put("b")
         assert [e.kv.mod_revision for e in await told(watch, last)] == [last]
+
+
+async def test_a_watch_from_now_on_says_where_it_begins_and_misses_nothing_after(
+    bench: Bench,
+) -> None:
+    """What is read after its first batch, and what it tells from there on, is everything."""
+    before = await bench.put("a")
+    async with bench.store.watch([prefix(bench.root)], FROM_NOW) as watch:
+        async with asyncio.timeout(DEADLINE):
+            first = await anext(watch)
+        assert first.events == ()
+        assert first.revision >= before
+        last = [await bench.put(name) for name in "bc"][-1]
+        events = await told(watch, last)
+        assert [event.kv.key.removeprefix(bench.root) for event in events] == ["b", "c"]
 
 
 async def test_a_watch_ends_with_its_context(bench: Bench) -> None:

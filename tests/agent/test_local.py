@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from agent import simulated
 from agent.local.api import application
 from agent.local.serving import SOCKET, local_socket
 from agent.local.shapes import ClaimJson
-from agent.threads import in_thread
 from cli.shapes import claim_json
 from coordinator.states import ClaimState
 from tests.agent.host import Host, process
@@ -249,7 +249,9 @@ async def test_the_socket_is_for_root_and_the_group(host: Host) -> None:
         assert stat.S_IMODE(agent.path.stat().st_mode) == 0o660
         assert (await agent.ask("GET", "/v1/claims")).status == 200
         _open_up(agent.path)
-        refused = await in_thread(_as_nobody, agent.path)
+        with ThreadPoolExecutor(1) as nobody:
+            asking = nobody.submit(_as_nobody, agent.path)
+            refused = await asyncio.wrap_future(asking)
         assert refused.status == 403
         assert refused.body.startswith("EACCES: the agent's socket: uid 65534 is neither root nor")
 

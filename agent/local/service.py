@@ -154,18 +154,28 @@ class Local:
             MdevnsError: it was not made, and why.
         """
         ends: list[tuple[Claim, MdevnsError | None]] = []
-        waiting = await_made(
-            self.parts.store, self.parts.keys, [claim], lambda *end: ends.append(end)
-        )
         try:
             async with asyncio.timeout(seconds):
-                await waiting
+                # This agent knows first. Only of what did not go well does the store know more.
+                await self.parts.notes.until(lambda: not self._is_under_way(claim))
+                now = self.claim(claim.name)
+                if now and now.state is ClaimState.ACTIVE and _is_of_one_request(now, claim):
+                    return now
+                await await_made(
+                    self.parts.store, self.parts.keys, [claim], lambda *end: ends.append(end)
+                )
         except TimeoutError:
             return self.claim(claim.name) or claim
         ((now, error),) = ends
         if error is not None:
             raise error
         return now
+
+    def _is_under_way(self, claim: Claim) -> bool:
+        now = self.claim(claim.name)
+        return (
+            now is not None and now.state is ClaimState.CREATING and _is_of_one_request(now, claim)
+        )
 
     async def release(self, name: Name, *, force: bool, by: str) -> None:
         """Remove a device of this host and its claim; returns when both are gone.
@@ -293,3 +303,8 @@ async def _in_time(answer: Awaitable[Answer], name: Name) -> Answer:
 
 def _unknown(name: Name, why: str) -> OutcomeUnknown:
     return OutcomeUnknown(name, why, f"the same again tells; see: mdevns show {name}", name=name)
+
+
+def _is_of_one_request(now: Claim, claim: Claim) -> bool:
+    """Whether a claim still is what was asked for, and no stranger's device."""
+    return now.request == claim.request and not now.adopted

@@ -22,15 +22,18 @@ def end_of(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
-def taking(pairs: Sequence[tuple[bytes, bytes]], lease: int = 0) -> Any:
-    """A transaction: if all these keys are absent they are put, else they are read."""
+def taking(pairs: Sequence[tuple[bytes, bytes]], lease: int = 0, revision: int = 0) -> Any:
+    """A transaction: if all these keys stand at a revision they are put, else they are read.
+
+    Revision 0: they are absent.
+    """
     return etcdrpc.TxnRequest(
         compare=[
             etcdrpc.Compare(
                 key=key,
-                target=etcdrpc.Compare.CREATE,
+                target=etcdrpc.Compare.MOD,
                 result=etcdrpc.Compare.EQUAL,
-                create_revision=0,
+                mod_revision=revision,
             )
             for key, _ in pairs
         ],
@@ -61,14 +64,16 @@ class Raw:
         """Send a transaction; its answer."""
         return await self.kv.Txn(request)
 
-    async def take(self, pairs: Sequence[tuple[bytes, bytes]], lease: int = 0) -> int:
-        """Put keys that are absent, in one transaction; its revision.
+    async def take(
+        self, pairs: Sequence[tuple[bytes, bytes]], lease: int = 0, revision: int = 0
+    ) -> int:
+        """Put keys that stand at a revision (0: are absent), in one transaction; its revision.
 
         Raises:
-            AssertionError: one was there.
+            AssertionError: one does not.
         """
-        reply = await self.kv.Txn(taking(pairs, lease))
-        assert reply.succeeded, f"{pairs[0][0]!r} is there"
+        reply = await self.kv.Txn(taking(pairs, lease, revision))
+        assert reply.succeeded, f"{pairs[0][0]!r} is not at revision {revision}"
         return int(reply.header.revision)
 
     async def take_all(self, names: Sequence[Sequence[tuple[bytes, bytes]]], lease: int = 0) -> int:

@@ -16,10 +16,20 @@ from tests.bench.figures import Figure
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-__all__ = ["Turn", "figure", "in_turns", "one_by_one", "p50", "p99", "percentile", "sync_turns"]
+__all__ = [
+    "Turn",
+    "figure",
+    "in_turns",
+    "of_ratios",
+    "one_by_one",
+    "p50",
+    "p99",
+    "percentile",
+    "sync_turns",
+]
 
 Once: TypeAlias = "Callable[[], Awaitable[object]]"
-"""Does something once."""
+"""Does something once; where not all of it counts it returns the seconds that do."""
 Measured: TypeAlias = "Callable[[], Awaitable[Sequence[float]]]"
 """Does something once or more; what it took, or made a second, or whatever is compared."""
 
@@ -94,8 +104,9 @@ async def one_by_one(
             order = (0, 1) if count % 2 == number % 2 else (1, 0)
             for which in order:
                 began = time.perf_counter()
-                await (ours, theirs)[which]()
-                times[which].append(time.perf_counter() - began)
+                told = await (ours, theirs)[which]()
+                took = time.perf_counter() - began
+                times[which].append(told if isinstance(told, float) else took)
         turns.append(Turn(*times))
     return turns
 
@@ -129,6 +140,19 @@ def figure(
 ) -> Figure:
     """The figure that turns make: ours as a multiple of theirs, `by` what stands for a round."""
     ratios = [by(turn.ours) / by(turn.theirs) for turn in turns]
+    return of_ratios(line, measure, ratios, must=must, at_least=at_least, notes=notes)
+
+
+def of_ratios(
+    line: str,
+    measure: str,
+    ratios: Sequence[float],
+    *,
+    must: float | None = None,
+    at_least: bool = False,
+    notes: Sequence[str] = (),
+) -> Figure:
+    """The figure that the ratios of so many rounds make."""
     return Figure(
         line=line,
         measure=measure,

@@ -17,6 +17,9 @@ MINUTES ?= 20
 # How many schedules the simulation plays, and whether it logs all.
 RUNS ?= 2000
 LOG ?=
+# Whether the bench is quick and coarse, and its lines, if not all.
+QUICK ?=
+LINES ?=
 # How far the search goes with two names.
 STATES ?= 5000000
 # How many processes simulate, search or kill side by side.
@@ -29,7 +32,7 @@ ONLY ?=
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
-.PHONY: .venv chaos check clean constraints demo explore help kernel lab man mutants pictures sim test
+.PHONY: .venv bench chaos check clean constraints demo explore help kernel lab man mutants pictures sim test
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +50,10 @@ demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 lea
 
 test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows no skip)
 	@.venv/bin/pytest tests --ignore=tests/lab
+
+# Whatever the figures say it ends well; only a whole run writes docs/bench anew.
+bench: $(MADE)  ## ours against etcd's own, in turns, under 5 minutes (QUICK=1, LINES="claim …")
+	@.venv/bin/python -m tests.bench $(if $(QUICK),--quick) $(LINES)
 
 # Not by pytest: it is long, and its table is what it is for.
 chaos: $(MADE)  ## faults on three etcd servers and hosts in containers (MINUTES=20, SEED=…, KEEP=1)

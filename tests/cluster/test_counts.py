@@ -48,6 +48,7 @@ BULK = 126  # names that fit one transaction (etcd-reference.md)
 WHOLE = 128  # a whole host's devices, 8 GPUs x 16 (design 2)
 ATTRIBUTE = "vgpu_params"
 RESCAN = 0.2  # seconds
+NEVER = 3600.0  # seconds for which a driver sleeps, unless it is let go
 
 
 class _Workers(Workers):
@@ -83,6 +84,11 @@ class World:
             link.name: (link.resolve().parent.name, (link / ATTRIBUTE).read_text())
             for link in found
         }
+
+    def kernel(self) -> dict[str, str]:
+        """Each name that the kernel has, and how far it is."""
+        with SimulatedBus(self.host.directory).kernel.memory() as memory:
+            return {name: device["phase"] for name, device in memory.devices.items()}
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[CountingStore]:
@@ -157,6 +163,16 @@ async def _create(client: Client, names: Sequence[Name]) -> list[Result]:
     results = await create(client, asks, ttl=60)
     assert [result.error for result in results] == [None] * len(names)
     return results
+
+
+async def _create_at(client: Client, names: Sequence[Name], parents: Sequence[str]) -> None:
+    """One bulk create with a parent for each; all of it succeeds."""
+    asks = [
+        Ask(name=name, request="at parents", type=TYPE, host=HOST, parent=parent)
+        for name, parent in zip(names, parents, strict=True)
+    ]
+    results = await create(client, asks, ttl=60)
+    assert [result.error for result in results] == [None] * len(names)
 
 
 async def test_a_bulk_create_is_one_transaction_to_reserve_and_one_to_begin(world: World) -> None:
@@ -245,6 +261,34 @@ async def test_a_reboot_asks_the_kernel_after_few_transactions(world: World) -> 
         assert len(activations) <= WHOLE // 3, said
         print(said)  # noqa: T201 - shown with -s
     assert world.devices() == before
+    world.truth().assert_sound()
+
+
+async def test_a_driver_that_blocks_holds_up_nobody_elsewhere(world: World) -> None:
+    """While a parent's driver sleeps in its creates, other parents and other names go on."""
+    blocked, *others = sorted(SimulatedBus(world.host.directory).parents())
+    simulated.tune(world.host.directory, blocked, latency=NEVER)
+    slow = _names(PER_PARENT)
+    async with world.client() as (client, asked), world.agent() as done:
+        sleeping = asyncio.create_task(_create_at(client, slow, [blocked] * len(slow)))
+        await wait_until_async(lambda: set(slow) <= world.kernel().keys())
+        asked.forget()
+        done.forget()
+        async with asyncio.timeout(30):
+            await _create_at(client, _names(len(others)), others)
+            (held,) = await reserving.reserve(client, _names(1), request="other", ttl=60)
+            (taken,) = await reserving.reserve(client, slow[:1], request="other", ttl=60)
+        assert held.error is None
+        assert isinstance(taken.error, NameTaken)
+        assert not sleeping.done()
+        assert {world.kernel()[name] for name in slow} == {"coming"}
+        # Neither a lock's key nor a lease to hang it on: those of names and no other.
+        assert asked.written() | done.written() <= {"names", "claims", "parents"}
+        assert (done.calls["grant"], asked.calls["grant"]) == (0, 0)
+        assert done.calls["watch"] == 0
+        for name in slow:
+            simulated.let_go(world.host.directory, name)
+        await sleeping
     world.truth().assert_sound()
 
 

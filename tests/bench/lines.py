@@ -122,8 +122,8 @@ LINES = (
         "with 1,000",
         "p50 1.2x",
         "scale:measure",
-        65,
-        3,
+        46,
+        2.5,
     ),
     Line(
         "starts",
@@ -131,7 +131,7 @@ LINES = (
         "with 8",
         "round trips equal, time 2x",
         "starts:measure",
-        12,
+        8,
         2,
     ),
     Line(
@@ -140,7 +140,7 @@ LINES = (
         "etcd's range of the same keys, raw, paged",
         "2.5x, memory under 250 MB",
         "listing:measure",
-        22,
+        42,
         2.5,
     ),
     Line(
@@ -149,8 +149,8 @@ LINES = (
         "10 agents",
         "etcd's CPU an agent no higher",
         "crowd:measure",
-        25,
-        3,
+        36,
+        5,
     ),
     Line(
         "boots",
@@ -158,8 +158,8 @@ LINES = (
         "raw nested transactions",
         "0.6 of their names a second",
         "boots:measure",
-        25,
-        3,
+        18,
+        2.5,
     ),
     Line(
         "commands",
@@ -167,8 +167,8 @@ LINES = (
         "an empty Typer app, a bare script of one range",
         "1.3x, 1.5x",
         "commands:measure",
-        12,
-        2,
+        13,
+        1.5,
     ),
     Line(
         "record",
@@ -176,7 +176,7 @@ LINES = (
         "the bytes of its keys and values",
         "stated",
         "record:measure",
-        5,
+        3,
         1,
     ),
 )

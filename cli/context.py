@@ -7,7 +7,6 @@ import inspect
 import os
 import pwd
 import random
-import secrets
 import signal
 import socket
 from functools import cached_property
@@ -40,7 +39,7 @@ class Call:
         self.path, self.given = path, given
         self.out = Output(given.output or Format.TABLE, quiet=given.quiet)
         # Names and ids come from the system's randomness: no two processes draw the same.
-        self.rng = random.Random(secrets.randbits(256))  # noqa: S311 - seeded with secrets
+        self.rng = random.Random(random.SystemRandom().getrandbits(256))  # noqa: S311 - seeded by the system
 
     @cached_property
     def settings(self) -> Settings:

@@ -6,6 +6,7 @@ costs what Typer costs; what is printed there of a command stands in the table.
 
 # No `from __future__ import annotations`: Typer reads the annotations.
 
+import gc
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typer.main import get_command
 
 from cli.failures import Usage, nobody_reads, report, unforeseen
 from cli.options import Format, Given, taking_options
+from cli.values import converted_plainly
 from coordinator import __version__
 from coordinator.errors import Interrupted, MdevnsError
 
@@ -40,8 +42,8 @@ COMMANDS = {
     "start": ("cli.persistent:start", "Have the devices of defined names made."),
     "stop": ("cli.persistent:stop", "Remove the devices of persistent names, which stay defined."),
     "move": ("cli.persistent:move", "Give a name without a device to another host."),
-    "list": ("cli.names:list_", "List names and who holds them."),
-    "show": ("cli.names:show", "Say who holds a name, why, and what would free it."),
+    "list": ("cli.looking:list_", "List names and who holds them."),
+    "show": ("cli.looking:show", "Say who holds a name, why, and what would free it."),
     "hosts": ("cli.hosts:hosts", "List hosts, and how many names they hold; or forget one."),
     "parents": ("cli.hosts:parents", "List parents and what they have available."),
     "types": ("cli.hosts:types", "List types, and what the cluster has available of each."),
@@ -73,7 +75,15 @@ COMMANDS = {
     "demo": ("cli.demo:demo", "Show what mdevns does, on this machine alone, in a minute."),
 }
 
+_GARBAGE = 20_000  # so many new objects before the next look for garbage
 _AFTER = "Global options work here too; see: mdevns --help"
+
+
+class _Command(TyperCommand):
+    """A command that is not a group."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return converted_plainly(super().get_params(ctx))
 
 
 class _Commands(TyperGroup):
@@ -83,6 +93,9 @@ class _Commands(TyperGroup):
         super().__init__(**settings)
         for name, (_, summary) in COMMANDS.items():
             self.add_command(TyperCommand(name, help=summary))
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return converted_plainly(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
@@ -113,7 +126,7 @@ def load(name: str) -> Any:
     if isinstance(found, typer.Typer):
         return get_command(found)
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    alone.command(name, epilog=_AFTER)(found)
+    alone.command(name, cls=_Command, epilog=_AFTER)(found)
     return get_command(alone)
 
 
@@ -190,4 +203,6 @@ app.callback()(taking_options(_root, [_VERSION], hidden=False))
 
 def main() -> None:
     """Run the command line."""
+    # What is loaded stays: to look it through for garbage every 700 objects is a 20th of a start.
+    gc.set_threshold(_GARBAGE)
     app()

@@ -1,4 +1,4 @@
-"""Names: `create remove reserve renew release list show`."""
+"""Names: `create remove reserve renew release`."""
 
 # No `from __future__ import annotations`: Typer reads the annotations.
 
@@ -6,19 +6,17 @@ from typing import Annotated
 
 import typer
 
-from cli import asking, showing
+from cli import asking
 from cli.answering import Told, answered, freed, record
 from cli.context import Call, command
 from cli.failures import Usage
 from cli.shapes import CLAIMS, FREED
 from coordinator import creating, operating, reserving
 from coordinator.client import Client, Result
-from coordinator.model import Unreadable, parse_attribute, parse_label, parse_name
+from coordinator.model import parse_attribute, parse_name
 from coordinator.placement import Strategy
-from coordinator.states import ClaimState
-from coordinator.views import not_found, unreadable
 
-__all__ = ["create", "list_", "release", "remove", "renew", "reserve", "show"]
+__all__ = ["create", "release", "remove", "renew", "reserve"]
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A UUID.", show_default=False)]
 _SomeName = Annotated[
@@ -160,45 +158,3 @@ def release(call: Call, name: _Name) -> int:
         return [await reserving.release(client, parsed)]
 
     return answered(call, [parsed], ask, FREED, freed, array=False)
-
-
-@command
-def list_(
-    call: Call,
-    *,
-    host: Annotated[str | None, typer.Option(help="Only this host's.")] = None,
-    state: Annotated[ClaimState | None, typer.Option(help="Only those in this state.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="Only those of this type.")] = None,
-) -> None:
-    """List names and who holds them."""
-    where = None if host is None else parse_label(host, "host name")
-
-    async def ask(client: Client) -> None:
-        if where is not None:
-            await client.views.enrolled(where)
-        with call.out.stream(CLAIMS) as add:
-            async for record in client.views.records(host=where, state=state, type_=type_):
-                if call.out.unread:
-                    return
-                if isinstance(record, Unreadable):
-                    call.out.note(f"{record.key}: cannot be read; see: mdevns check")
-                else:
-                    add(record)
-
-    call.run(ask)
-
-
-@command
-def show(call: Call, name: _Name) -> None:
-    """Say who holds a name, why, and what would free it."""
-    parsed = parse_name(name)
-
-    async def ask(client: Client) -> None:
-        record = await client.views.find(parsed)
-        if record is None:
-            raise not_found(parsed)
-        if isinstance(record, Unreadable):
-            raise unreadable(parsed, record)
-        call.out.one(showing.SHOWN, await showing.look(client, record))
-
-    call.run(ask)

@@ -7,7 +7,6 @@ Every value remembers where it comes from: errors name the line, `doctor` shows 
 from __future__ import annotations
 
 import re
-import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
@@ -228,6 +227,13 @@ class _File:
     def __init__(self, file: str | None) -> None:
         self._path = Path(file) if file else DEFAULT_FILE
         self._text = self._read(needed=file is not None)
+        self.found: dict[str, Any] = {}
+        if self._text:
+            self._parse()
+
+    def _parse(self) -> None:
+        import tomllib  # noqa: PLC0415 - slow to load, and most machines have no such file
+
         try:
             self.found = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:  # it names line and column
@@ -256,6 +262,8 @@ class _File:
         A parser of TOML does not tell. The first lines up to one that are TOML and have the
         key end with its statement, which begins after those up to one before that are TOML.
         """
+        import tomllib  # noqa: PLC0415 - as above
+
         lines, before = self._text.splitlines(keepends=True), 0
         for count in range(1, len(lines) + 1):
             try:

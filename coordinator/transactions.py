@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from coordinator.errors import (
     MdevnsError,
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Iterator, Sequence
 
+    from tenacity import RetryCallState
+
     from coordinator.store import Store
 
 __all__ = ["Answer", "Change", "Guard", "answers", "chunks", "settle", "transact", "transaction"]
@@ -48,6 +49,8 @@ __all__ = ["Answer", "Change", "Guard", "answers", "chunks", "settle", "transact
 # etcd refuses requests over 1.5 MiB; what protobuf adds to keys and values stays below this.
 _MAX_BYTES = 1 << 20
 _OVERHEAD = 128
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds at most; twice as long each time
 
 
 class Guard(msgspec.Struct, frozen=True):
@@ -266,11 +269,13 @@ async def settle(
     except OutcomeUnknown as error:
         unknown = error
     doubted()
+    from tenacity import AsyncRetrying, retry_if_exception_type  # noqa: PLC0415 - slow to load, and seldom needed
+
     # From here on no refusal but these two says anything about the first copy: on a lease that
     # is gone, or over the limits, no copy is ever applied.
     retrying = AsyncRetrying(
         retry=retry_if_exception_type((OutcomeUnknown, Unreachable, StoreReadOnly, NotAllowed)),
-        wait=_Backoff(rng),
+        wait=_pauses(rng),
     )
     try:
         async with asyncio.timeout(patience):  # the loop's time, not the machine's
@@ -279,13 +284,11 @@ async def settle(
         raise unknown from None
 
 
-class _Backoff(wait_random_exponential):
+def _pauses(rng: random.Random) -> Callable[[RetryCallState], float]:
     """Exponential backoff with full jitter, drawn from a source that is handed in."""
 
-    def __init__(self, rng: random.Random) -> None:
-        super().__init__(multiplier=0.05, max=2.0)
-        self._rng = rng
+    def pause(state: RetryCallState) -> float:
+        longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(state.attempt_number - 1, 10))
+        return rng.uniform(0, longest)
 
-    def __call__(self, retry_state: object) -> float:
-        high = super(wait_random_exponential, self).__call__(retry_state)  # type: ignore[arg-type]  # tenacity's own state
-        return self._rng.uniform(0, high)
+    return pause

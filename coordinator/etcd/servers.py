@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import grpc
 from etcd3 import etcdrpc
-from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay
 
 from coordinator.credentials import Certificates
 from coordinator.errors import Misconfigured, OutcomeUnknown, Unreachable
-from coordinator.etcd.diagnosis import Reason, why_unreachable
 from coordinator.etcd.failures import FOREIGN, TokenRefused, failure
 from coordinator.etcd.tokens import Tokens
 from coordinator.history import History
@@ -31,11 +29,11 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable, Sequence
 
-    from tenacity import RetryCallState
-    from tenacity.stop import StopBaseT
+    from tenacity import AsyncRetrying, RetryCallState
 
     from coordinator.credentials import Credentials
     from coordinator.endpoints import Endpoint
+    from coordinator.etcd.diagnosis import Reason
 
 __all__ = ["Server", "Servers", "Terms", "message", "task_is_cancelled"]
 
@@ -190,6 +188,8 @@ class Server:
 
     async def _unreachable(self, otherwise: str) -> Unreachable:
         """The error of a connection that failed, with a reason where one can be found."""
+        from coordinator.etcd.diagnosis import why_unreachable  # noqa: PLC0415 - speaks HTTP, which is slow to load
+
         self.reason = await why_unreachable(self.endpoint, self.certificates) or self.reason
         return self._no_connection(otherwise)
 
@@ -242,7 +242,7 @@ class Servers:
             # Not inside tenacity, which would cost a happy call a tenth of its time.
             return await self._called(send, deadline, writes=writes, linear=linear)
         except Unreachable:
-            again = self.retrying(stop_before_delay(deadline - _now()))
+            again = self.retrying(deadline - _now())
             return await again(self._called, send, deadline, writes=writes, linear=linear)
 
     async def _called(self, send: Send[T], deadline: float, *, writes: bool, linear: bool) -> T:
@@ -277,12 +277,14 @@ class Servers:
         token = await self._token(server, end)
         return await self._sent(server, send, end, token, writes=False)
 
-    def retrying(self, stop: StopBaseT) -> AsyncRetrying:
-        """Try again what is `Unreachable`, with pauses, as long as there is hope."""
+    def retrying(self, seconds: float | None = None) -> AsyncRetrying:
+        """Try again what is `Unreachable`, with pauses, for so long and as there is hope."""
+        from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, stop_never  # noqa: PLC0415 - slow to load, and seldom needed
+
         return AsyncRetrying(
             retry=retry_if_exception(lambda e: isinstance(e, Unreachable) and self._hopes()),
             wait=self._pause,
-            stop=stop,
+            stop=stop_never if seconds is None else stop_before_delay(seconds),
             reraise=True,
         )
 

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from etcd3 import etcdrpc
-from tenacity import stop_never
 
 from coordinator.errors import Compacted, NotAllowed, Unreachable
 from coordinator.etcd.failures import refusal
@@ -57,7 +56,7 @@ class Watch:
         try:
             return await self._next()
         except Unreachable:
-            return await self._servers.retrying(stop_never)(self._next)
+            return await self._servers.retrying()(self._next)
 
     def close(self) -> None:
         """End the stream and the iteration."""

@@ -85,7 +85,11 @@ def test_the_version_is_told() -> None:
     [
         ("--help", ("asyncio", "coordinator.model", "grpc", "msgspec", "rich", "yaml")),
         ("create --help", ("grpc", "rich")),
-        ("list --endpoints http://127.0.0.1:1 --timeout 0.1", ("rich", "yaml")),
+        (
+            "list -o json --endpoints http://127.0.0.1:1 --timeout 0.1",
+            ("rich", "yaml", "pydantic", "coordinator.creating"),
+        ),
+        ("show x", ("grpc", "pydantic", "rich", "tenacity", "tomllib")),
     ],
 )
 def test_nothing_is_imported_that_is_not_needed(args: str, absent: tuple[str, ...]) -> None:

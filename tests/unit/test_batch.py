@@ -115,6 +115,26 @@ async def test_a_caller_that_is_cancelled_takes_nobody_with_it(desk: Desk) -> No
     assert (await other).error is None
 
 
+async def test_what_a_caller_has_not_sent_when_it_leaves_is_not_sent(desk: Desk) -> None:
+    """Its first transaction is under way, and is made; who asks beside it is answered."""
+    sent: list[int] = []
+
+    def leaves(txn: Txn) -> Fate:
+        sent.append(len(txn.success))
+        many.cancel()
+        return Fate.DELIVER
+
+    commit = GroupCommit(FaultyStore(desk.store, leaves), patience=None, rng=random.Random(1))
+    many = asyncio.create_task(commit.changes((), [reserve(desk, n) for n in range(1, 201)]))
+    other = asyncio.create_task(commit.change((), reserve(desk, 300)))
+    assert (await other).error is None
+    with pytest.raises(asyncio.CancelledError):
+        await many
+    assert sent == [126, 1]
+    assert desk.kv(desk.keys.name(name(126))) is not None
+    assert desk.kv(desk.keys.name(name(127))) is None
+
+
 async def test_a_store_that_is_away_is_said_to_each_and_the_next_try_is_a_new_one(
     desk: Desk,
 ) -> None:

@@ -92,6 +92,7 @@ class Notes:
         if not same:
             self._kept.reverted.discard(name)
         if claim is None:
+            self._displaced.pop(name, None)
             if self._kept.claims.pop(name, None) is None or name in self._kept.lost:
                 return
         else:
@@ -109,8 +110,9 @@ class Notes:
         before = self._kept.claims.get(name)
         if before is not None and before.revision > claim.revision:
             self._older[name] = before  # by the number: whether it was set back, `listed` tells
-        is_new = claim.state is ClaimState.RESERVED
-        if is_new and before is not None and before.state is not ClaimState.RESERVED:
+        if claim.state is not ClaimState.RESERVED:
+            self._displaced.pop(name, None)  # or the next list would drop this one
+        elif before is not None and before.state is not ClaimState.RESERVED:
             self._displaced[name] = before  # it was freed, or the store was set back
         self._kept.claims[name] = claim
         if claim.revision > self._kept.revision:

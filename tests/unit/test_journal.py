@@ -416,16 +416,22 @@ async def test_another_process_of_the_same_pid_is_no_maker(path: Path, tmp_path:
 OTHERS = msgspec.structs.replace(claim(state=ClaimState.RESERVED, revision=60), request="o")
 
 
-@pytest.mark.parametrize("reserved", [OTHERS, claim(state=ClaimState.RESERVED, revision=3)])
-async def test_a_reservation_over_what_a_store_has_lost_does_not_hide_it(
-    path: Path, reserved: Claim
-) -> None:
-    """It came in after the store was set back, or is what it was set back to, and lapses."""
+async def displaced(path: Path, reserved: Claim) -> Notes:
+    """Of a host whose store was set back, and now has a reservation of its device's name."""
     await kept(path, claim(revision=50), revision=50)
     notes = Notes(Journal(path))
     notes.set_back("it is older")
     notes.learnt(NAME, reserved)
     notes.listed(61, [NAME])
+    return notes
+
+
+@pytest.mark.parametrize("reserved", [OTHERS, claim(state=ClaimState.RESERVED, revision=3)])
+async def test_a_reservation_over_what_a_store_has_lost_does_not_hide_it(
+    path: Path, reserved: Claim
+) -> None:
+    """It came in after the store was set back, or is what it was set back to, and lapses."""
+    notes = await displaced(path, reserved)
     assert (notes.claims, notes.lost) == ({NAME: reserved}, {NAME: claim(revision=50)})
     await notes.written()  # and is killed
     again = Notes(Journal(path))
@@ -447,11 +453,7 @@ async def test_a_reservation_over_a_lost_claim_that_is_not_listed_any_more_does_
     path: Path,
 ) -> None:
     """It lapsed while the next agent enrolled."""
-    await kept(path, claim(revision=50), revision=50)
-    notes = Notes(Journal(path))
-    notes.set_back("it is older")
-    notes.learnt(NAME, OTHERS)
-    notes.listed(61, [NAME])
+    notes = await displaced(path, OTHERS)
     notes.listed(62, [])
     assert (notes.claims, notes.lost) == ({}, {NAME: claim(revision=50)})
     await notes.close()
@@ -469,3 +471,17 @@ async def test_a_reservation_of_a_name_that_was_freed_leaves_nothing_of_before(p
     await notes.close()
     again = Notes(Journal(path))
     assert (again.claims, again.lost) == ({}, {})
+
+
+async def test_what_is_begun_after_a_reservation_is_not_dropped_by_the_next_list(
+    path: Path,
+) -> None:
+    """The word that the name had been free in between was never told."""
+    await kept(path, claim(revision=50), revision=50)
+    begun = msgspec.structs.replace(OTHERS, state=ClaimState.CREATING, revision=61)
+    notes = Notes(Journal(path))
+    notes.learnt(NAME, OTHERS)
+    notes.learnt(NAME, begun)
+    notes.listed(62, [NAME])
+    await notes.close()
+    assert Notes(Journal(path)).claims == {NAME: begun}

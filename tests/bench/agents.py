@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter, defaultdict
 from contextlib import asynccontextmanager, contextmanager
@@ -14,9 +13,7 @@ from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixe
 
 from agent import simulated
 from agent.daemon import Agent, AgentSettings
-from agent.enrolment import Parts
 from agent.journal import Journal, journal_path
-from agent.makers import Makers
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
 from agent.notes import Notes
@@ -31,7 +28,7 @@ from coordinator.views import Views
 from tests.bench.instant import InstantMachine
 from tests.sim.journal import Disk, MemoryJournal
 from tests.sim.kernel import Kernel, SimBus
-from tests.support.agents import AgentProcess, SimulatedHost
+from tests.support.agents import AgentProcess, SimulatedHost, parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -225,19 +222,10 @@ async def agent_here(
         workers = _Workers(bus.spec, on_files.run_dir)
         workers.spent = spent
         notes = Notes(_Journal(journal_path(directory / "state", stage.cluster, host), spent))
-    parts = Parts(
-        store=_Store(store, spent),
-        keys=keys,
-        clock=SystemClock(),
-        rng=random.Random(random.SystemRandom().getrandbits(64)),
-        bus=bus,
-        workers=workers,
-        notes=notes,
-        makers=Makers(notes, bus.boot_id),
-    )
     wish = Wish(host=host, parent=min(bus.parents()), type=type_)
     spent.counts = False  # but while a device is being created
-    agent = Agent(AgentSettings(host=host, bus=bus.spec), parts)
+    made_of = parts(_Store(store, spent), keys, bus, workers, notes)
+    agent = Agent(AgentSettings(host=host, bus=bus.spec), made_of)
     running = asyncio.create_task(agent.run())
     try:
         await _seen(Views(store, keys), host)

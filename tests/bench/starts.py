@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import secrets
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,14 +10,11 @@ from typing import TYPE_CHECKING
 
 from agent import simulated
 from agent.daemon import Agent, AgentSettings
-from agent.enrolment import Parts
 from agent.health import verdict
 from agent.journal import Journal, journal_path
-from agent.makers import Makers
 from agent.notes import Notes
 from agent.simulated import SimulatedBus
 from agent.workers import Workers
-from coordinator.clock import SystemClock
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
 from tests.bench.filling import PARENTS, TYPE, fill, host_name, names_of, parent_name
@@ -27,7 +22,7 @@ from tests.bench.raw import connect
 from tests.bench.served import asked
 from tests.bench.turns import Turn, figure, in_turns, p50
 from tests.bench.windows import window
-from tests.support.agents import SimulatedHost
+from tests.support.agents import SimulatedHost, parts
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -71,19 +66,8 @@ class _Host:
         workers = Workers(bus.spec, self.host.directory / "run")
         state = self.host.directory / "state"
         notes = Notes(Journal(journal_path(state, keys.cluster, self.name)))
-        agent = Agent(
-            AgentSettings(host=self.name, session_ttl=_TTL),
-            Parts(
-                store=store,
-                keys=keys,
-                clock=SystemClock(),
-                rng=random.Random(secrets.randbits(128)),
-                bus=bus,
-                workers=workers,
-                notes=notes,
-                makers=Makers(notes, bus.boot_id),
-            ),
-        )
+        settings = AgentSettings(host=self.name, session_ttl=_TTL)
+        agent = Agent(settings, parts(store, keys, bus, workers, notes))
         running = asyncio.create_task(agent.run())
         try:
             async with asyncio.timeout(_DEADLINE):

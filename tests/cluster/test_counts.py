@@ -13,9 +13,7 @@ import pytest
 
 from agent import simulated
 from agent.daemon import Agent, AgentSettings
-from agent.enrolment import Parts
 from agent.journal import Journal, journal_path
-from agent.makers import Makers
 from agent.notes import Notes
 from agent.simulated import SimulatedBus
 from agent.workers import OrderKind, Workers
@@ -28,7 +26,7 @@ from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
 from coordinator.model import Name, random_name
 from tests.support import truth
-from tests.support.agents import TYPE, SimulatedHost
+from tests.support.agents import TYPE, SimulatedHost, parts
 from tests.support.counting import CountingStore
 from tests.support.waiting import wait_until_async
 
@@ -118,19 +116,7 @@ class World:
             workers = _Workers(bus, self.host.directory / "run", store)
             state = self.host.directory / "state"
             notes = Notes(Journal(journal_path(state, self.keys.cluster, HOST)))
-            agent = Agent(
-                settings,
-                Parts(
-                    store=store,
-                    keys=self.keys,
-                    clock=SystemClock(),
-                    rng=random.Random(uuid.uuid4().int),
-                    bus=bus,
-                    workers=workers,
-                    notes=notes,
-                    makers=Makers(notes, bus.boot_id),
-                ),
-            )
+            agent = Agent(settings, parts(store, self.keys, bus, workers, notes))
             running = asyncio.create_task(agent.run())
             try:
                 await wait_until_async(lambda: self._is_known() or running.done())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import simulated
+from agent.enrolment import Parts
+from agent.makers import Makers
+from coordinator.clock import SystemClock
 from tests.support import truth
 from tests.support.waiting import wait_until
 
@@ -21,7 +25,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["AgentProcess", "SimulatedHost"]
+    from agent.bus import Bus
+    from agent.notes import Notes
+    from agent.workers import Workers
+    from coordinator.keys import Keys
+    from coordinator.store import Store
+
+__all__ = ["AgentProcess", "SimulatedHost", "parts"]
 
 TYPE = "nvidia-35"
 _ROOT = Path(__file__).parents[2]
@@ -52,6 +62,20 @@ class SimulatedHost:
     def workers(self) -> list[int]:
         """The processes that write to its kernel now, whoever started them."""
         return [pid for pid in _processes() if self.bus in _arguments(pid)[-2:-1]]
+
+
+def parts(store: Store, keys: Keys, bus: Bus, workers: Workers, notes: Notes) -> Parts:
+    """What an agent in this process is made of, on the system's clock and randomness."""
+    return Parts(
+        store=store,
+        keys=keys,
+        clock=SystemClock(),
+        rng=random.Random(random.SystemRandom().getrandbits(128)),
+        bus=bus,
+        workers=workers,
+        notes=notes,
+        makers=Makers(notes, bus.boot_id),
+    )
 
 
 class AgentProcess:

@@ -11,7 +11,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.errors import LeaseGone, MdevnsError, TooLarge
+from msgspec.structs import replace
+
+from coordinator.errors import LeaseGone, MdevnsError, OutcomeUnknown, TooLarge
 from coordinator.transactions import Answer, Change, Guard, chunks, transact
 
 if TYPE_CHECKING:
@@ -154,10 +156,14 @@ class GroupCommit:
         try:
             answers = await self._sent(guards, changes, lambda: doubts.append(True))
             refused = [c for c, a in zip(changes, answers, strict=True) if a.error is not None]
+        except MdevnsError as error:
+            if not doubts or isinstance(error, OutcomeUnknown | LeaseGone | TooLarge):
+                raise
+            answers = [Answer(0, error=error)] * len(changes)
         finally:
             for change in refused if doubts else ():
                 self._left(change)
-        return answers
+        return [replace(a, doubted=True) if doubts and a.error else a for a in answers]
 
     async def _sent(
         self, guards: Sequence[Guard], changes: Sequence[Change], doubted: Callable[[], None]

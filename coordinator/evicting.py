@@ -72,7 +72,9 @@ async def evict(client: Client, host: str, *, reason: str, definitions: bool) ->
         for claim, answer in zip(left, await client.commit_under(guards, changes), strict=True):
             if isinstance(answer.error, Moved):
                 continue  # looked at again in the next round
-            made = answer.made()
+            if answer.error is not None:
+                raise await client.explained(claim.name, answer.error)
+            made = answer.claim
             kept = made is not None and made.state is ClaimState.DEFINED
             (evicted.defined if kept else evicted.freed).append(claim.name)
     raise InUse(f"host {host}", "its names keep changing", "look who asks for them: mdevns list")

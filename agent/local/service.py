@@ -246,6 +246,8 @@ class Local:
         if not transition(state, event).during_hold:
             guards.append(enrolled.claims.no_hold())
         answer = await _in_time(enrolled.commit.change(tuple(guards), change), change.name)
+        if answer.error is not None and answer.doubted and not isinstance(answer.error, NameTaken):
+            raise _unknown(change.name, answer.error.why) from answer.error
         claim = answer.made()
         assert claim is not None
         if claim.maker is not None:

@@ -435,7 +435,7 @@ async def test_a_recall_that_was_refused_takes_nothing_for_nobody_later(host: Ho
 async def test_a_claim_in_doubt_that_met_a_hold_takes_nothing_when_it_is_lifted(
     host: Host,
 ) -> None:
-    """The caller is told that nothing was done; the first copy arrives after the hold."""
+    """The caller is told that nobody knows; the first copy arrives after the hold."""
     fates: Iterator[Fate] = iter([Fate.DELAY, *[Fate.DROP] * 3])
 
     def fate(txn: Txn) -> Fate:
@@ -448,7 +448,7 @@ async def test_a_claim_in_doubt_that_met_a_hold_takes_nothing_when_it_is_lifted(
         await host.wait(lambda: faulty.late)
         hold = host.desk.keys.hold
         await host.desk.store.txn(Txn(success=(Put(hold, b"{}"),)))
-        assert (await asking).status == 503
+        assert (await asking).status == 504
         await enrolled_anew(host)
         await host.desk.store.txn(Txn(success=(Delete(hold),)))
         await faulty.release_late()

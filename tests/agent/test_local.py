@@ -20,6 +20,7 @@ from agent.local.serving import SOCKET, local_socket
 from agent.local.shapes import ClaimJson
 from cli.shapes import claim_json
 from coordinator.states import ClaimState
+from coordinator.store import Put, Txn
 from tests.agent.host import Host, process
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
 from tests.support.faulty import Fate, FaultyStore
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.daemon import Agent
-    from coordinator.store import Txn
 
 ACTIVE, CREATING, DEFINED = ClaimState.ACTIVE, ClaimState.CREATING, ClaimState.DEFINED
 
@@ -241,6 +241,25 @@ def _first_claim_late() -> Callable[[Txn], Fate]:
         return next(fates, Fate.DELIVER) if NAME in repr(txn) else Fate.DELIVER
 
     return fate
+
+
+async def test_a_claim_whose_host_was_evicted_after_a_lost_answer_is_not_known(host: Host) -> None:
+    """It may have been made before that, so it is not told as refused."""
+    desk, copies = host.desk, list[Txn]()
+
+    def fate(txn: Txn) -> Fate:
+        if NAME not in repr(txn):
+            return Fate.DELIVER
+        copies.append(txn)
+        if len(copies) == 1:
+            return Fate.LOSE_ANSWER
+        desk.core.txn(Txn(success=(Put(desk.keys.epoch(HOST), b"evict-1"),)))
+        return Fate.DELIVER
+
+    host.store = FaultyStore(host.store, fate)
+    async with served(host) as agent:
+        told = await agent.ask("POST", "/v1/claims", device(host))
+        assert told.body["error"] == "ETIMEDOUT"
 
 
 async def test_the_socket_is_for_root_and_the_group(host: Host) -> None:

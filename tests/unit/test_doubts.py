@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from coordinator.client import Result
 from coordinator.creating import create
 from coordinator.defining import define, move, take_over
 from coordinator.errors import HostDown, NameTaken, OutcomeUnknown, StoreReadOnly
+from coordinator.evicting import evict
 from coordinator.operating import remove, start
 from coordinator.reserving import renew, reserve
 from coordinator.store import Put, Txn
@@ -20,7 +22,7 @@ from tests.support.scene import TTL, Scene, ask
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from coordinator.client import Client, Result
+    from coordinator.client import Client
     from coordinator.errors import MdevnsError
     from coordinator.model import Claim, Name
     from coordinator.transactions import Change
@@ -207,6 +209,25 @@ def test_a_reservation_whose_lease_is_gone_since_is_not_known() -> None:
         first, second = await reserve(client, [NAME, name(2)], request="r", ttl=TTL)
         assert is_in_doubt(second.error, name(2))
         return first
+
+    assert is_in_doubt(doubtful.run(work))
+
+
+def test_an_evict_that_was_overtaken_after_a_lost_answer_is_not_known_of_its_name() -> None:
+    """The host's agent enrolled again after the name was freed, or before."""
+    doubtful = Doubtful()
+    desk = doubtful.scene.desk
+
+    def enrolled() -> None:
+        desk.core.txn(Txn(success=(Put(desk.keys.epoch(HOST), b"another"),)))
+
+    async def work(client: Client) -> Result:
+        await define(client, NAME, KEPT, request="r")
+        doubtful.scene.end_session(HOST)
+        doubtful.lose(enrolled)
+        with pytest.raises(OutcomeUnknown) as told:
+            await evict(client, HOST, reason="it burnt down", definitions=True)
+        return Result(NAME, error=told.value)
 
     assert is_in_doubt(doubtful.run(work))
 

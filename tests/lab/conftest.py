@@ -111,4 +111,6 @@ def pytest_runtest_makereport(
 def _used_by(item: pytest.Item) -> set[Guest | Host]:
     values = item.funcargs.values() if isinstance(item, pytest.Function) else ()
     each = (one for value in values for one in (value if isinstance(value, tuple) else (value,)))
-    return {one for one in each if isinstance(one, Guest | Host)}
+    # What is on a host says which.
+    found = (getattr(one, "host", one) for one in each)
+    return {one for one in found if isinstance(one, Guest | Host)}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cli.callout import BOOTED_IN
 from deploy.lab.guest import wait_for
 from tests.lab.hosts import DEADLINE, Host, Records
 
@@ -340,7 +341,9 @@ def test_autostart_comes_back_without_etcd(
     etcd_stopped()
     guest.reboot()
     host.start(cut_off=True)
-    wait_for(lambda: host.mdev.devices() == [name], what="its device", timeout=DEADLINE)
+    # On a busy machine the agent itself takes a minute to start, beside four of udev's mdevctl. How
+    # long they may wait for it is the callout's to say.
+    wait_for(lambda: host.mdev.devices() == [name], what="its device", timeout=BOOTED_IN)
     for args in (("start", "-u", stopped), start(new)):
         refused = mdevctl.run(*args)
         assert (refused.rc, "EHOSTUNREACH: " in refused.stderr) == (1, True), refused

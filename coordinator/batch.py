@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from coordinator.late import LateCopies
+    from coordinator.model import Name
     from coordinator.store import Store
 
 __all__ = ["GroupCommit"]
 
 
 _NOT_YET = Answer(0)
+
+_IN_FLIGHT = 2  # transactions at a time for one set of guards
+_WORTH_A_COMMIT = 32  # names that wait, for which a second one is worth its own
 
 
 class _Caller:
@@ -63,8 +67,49 @@ class _Asked:
         return self.caller.done.done()
 
 
+class _Lane:
+    """What waits under one set of guards, and what of it is in flight."""
+
+    __slots__ = ("names", "senders", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[_Asked] = []
+        self.senders: set[asyncio.Task[None]] = set()
+        self.names: set[Name] = set()
+
+    @property
+    def needs_sender(self) -> bool:
+        """Whether a transaction should be on its way with what waits, and is not."""
+        if not self.senders:
+            return True
+        return len(self.senders) < _IN_FLIGHT and len(self.waiting) >= _WORTH_A_COMMIT
+
+    def take(self) -> list[_Asked]:
+        """What goes into the next transaction, first come first; its names are in flight then."""
+        waiting = [one for one in self.waiting if not one.left]
+        ready = [one for one in waiting if one.change.name not in self.names]
+        batch = ready
+        if len(ready) > 1:
+            batch = ready[: len(next(chunks(one.change for one in ready)))]
+        if len(batch) == len(waiting):
+            self.waiting = []
+        else:
+            taken = set(map(id, batch))
+            self.waiting = [one for one in waiting if id(one) not in taken]
+        self.names.update(one.change.name for one in batch)
+        return batch
+
+    def through(self, batch: Sequence[_Asked]) -> None:
+        """The batch was answered, or never will be."""
+        self.names.difference_update(one.change.name for one in batch)
+
+
 class GroupCommit:
-    """Makes changes, gathered; one transaction in flight for each set of guards.
+    """Makes changes, gathered; at most two transactions in flight for each set of guards.
+
+    The second one goes when many callers wait: while etcd is at the one, this process is at the
+    other. A name is in one of them only, and its changes are made in the order in which they were
+    asked for.
 
     `patience` in seconds is how long an unknown outcome is asked for again (None: until it
     is answered). With `late` what is asked for stays as it was answered (`coordinator.late`);
@@ -83,8 +128,7 @@ class GroupCommit:
     ) -> None:
         self._store, self._patience, self._rng = store, patience, rng
         self._late, self._left = late, left
-        self._waiting: dict[tuple[Guard, ...], list[_Asked]] = {}
-        self._tasks: dict[tuple[Guard, ...], asyncio.Task[None]] = {}
+        self._lanes: dict[tuple[Guard, ...], _Lane] = {}
 
     async def change(self, guards: tuple[Guard, ...], change: Change) -> Answer:
         """Make one change."""
@@ -99,54 +143,62 @@ class GroupCommit:
         if not changes:
             return []
         caller = _Caller(len(changes))
-        asked = [_Asked(change, caller, place) for place, change in enumerate(changes)]
-        self._waiting.setdefault(guards, []).extend(asked)
-        if guards not in self._tasks:
+        lane = self._lanes.get(guards)
+        if lane is None:
+            lane = self._lanes[guards] = _Lane()
+        lane.waiting += [_Asked(change, caller, place) for place, change in enumerate(changes)]
+        if lane.needs_sender:
             # A task of its own: it starts after everybody who is ready now has asked, and a
             # caller that is cancelled takes nobody's transaction with it.
-            self._tasks[guards] = asyncio.create_task(self._run(guards))
+            lane.senders.add(asyncio.create_task(self._run(guards, lane)))
         return await caller.done
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight, nor waits."""
+        return not self._lanes
 
     async def idle(self, seconds: float) -> bool:
         """Wait, for so long, until nothing is in flight; whether that is so."""
-        tasks = list(self._tasks.values())
+        tasks = [task for lane in self._lanes.values() for task in lane.senders]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
-        return not self._tasks
+        return self.is_idle
 
     async def close(self) -> None:
         """Stop sending. What is in flight stays unknown to whoever waits for it."""
-        tasks = list(self._tasks.values())
+        lanes = list(self._lanes.values())
+        tasks = [task for lane in lanes for task in lane.senders]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         # A task that was cancelled before its first step has told nobody.
-        for one in (one for asked in self._waiting.values() for one in asked):
+        for one in (one for lane in lanes for one in lane.waiting):
             one.caller.done.cancel()
-        self._waiting.clear()
-        self._tasks.clear()
+        self._lanes.clear()
 
-    async def _run(self, guards: tuple[Guard, ...]) -> None:
+    async def _run(self, guards: tuple[Guard, ...], lane: _Lane) -> None:
         batch: list[_Asked] = []
+        sender = asyncio.current_task()
+        assert sender is not None
         try:
-            while batch := self._next(guards):
+            while batch := lane.take():
                 await self._send(guards, batch)
+                lane.through(batch)
+                # Who was answered and asks again at once goes into the next one.
+                await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - a defect; whoever waits must see it
-            for one in (*batch, *self._waiting.pop(guards, ())):
+            for one in (*batch, *lane.waiting):
                 one.caller.fail(error)
-        finally:
-            self._tasks.pop(guards, None)
-            for one in (*batch, *self._waiting.pop(guards, ())):
+        except asyncio.CancelledError:
+            for one in (*batch, *lane.waiting):
                 one.caller.done.cancel()
-
-    def _next(self, guards: tuple[Guard, ...]) -> list[_Asked]:
-        waiting = [one for one in self._waiting.pop(guards, ()) if not one.left]
-        if len(waiting) < 2:
-            return waiting
-        size = len(next(chunks(one.change for one in waiting)))
-        if waiting[size:]:
-            self._waiting[guards] = waiting[size:]
-        return waiting[:size]
+            raise
+        finally:
+            lane.through(batch)
+            lane.senders.remove(sender)
+            if not lane.senders:
+                self._lanes.pop(guards, None)
 
     async def _transact(self, guards: Sequence[Guard], changes: Sequence[Change]) -> list[Answer]:
         if self._late is not None:

@@ -80,6 +80,15 @@ class Claims:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        # One for all: whoever asks under it has it looked up among the guards in use.
+        self._no_hold = Guard(
+            absent(keys.hold),
+            StoreReadOnly,
+            "the store",
+            "it is reconciled after a restore, or imported into; only what exists is noted",
+            "try again when that is finished; see: mdevns check",
+            told=_told_of_hold,
+        )
 
     # Taking a free name.
 
@@ -441,14 +450,7 @@ class Claims:
 
     def no_hold(self) -> Guard:
         """No restored store is being reconciled."""
-        return Guard(
-            absent(self._keys.hold),
-            StoreReadOnly,
-            "the store",
-            "it is reconciled after a restore, or imported into; only what exists is noted",
-            "try again when that is finished; see: mdevns check",
-            told=_told_of_hold,
-        )
+        return self._no_hold
 
     def restoring(self, hold: KeyValue) -> Guard:
         """The restore whose `hold` this is goes on."""

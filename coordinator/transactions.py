@@ -53,7 +53,7 @@ _OVERHEAD = 128
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0  # seconds at most; twice as long each time
 
 
-class Guard(msgspec.Struct, frozen=True):
+class Guard(msgspec.Struct, frozen=True, cache_hash=True):
     """A condition that all changes of one commit share, and the error when it fails.
 
     A guard is a value: any transaction can include it. `told` may say more of what stands in

@@ -189,7 +189,7 @@ async def test_a_claim_whose_caller_gave_up_takes_nothing_for_nobody_later(host:
         is_dropping = False
         enrolment = agent.agent.local.enrolment
         assert enrolment is not None
-        await host.wait(lambda: not enrolment.enrolled.commit._tasks)
+        await host.wait(lambda: enrolment.enrolled.commit.is_idle)
         await enrolled_anew(host)
         await host.desk.make(host.desk.claims.evict(taken, definitions=True, now="t"))
         await faulty.release_late()

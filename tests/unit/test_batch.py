@@ -57,15 +57,84 @@ async def test_who_asks_at_the_same_time_shares_a_transaction(desk: Desk) -> Non
     assert [answer.error for answer in answers] == [None] * 64
 
 
-async def test_what_comes_while_one_is_in_flight_goes_into_the_next(desk: Desk) -> None:
-    """There is one transaction in flight for a set of guards, and nothing waits longer."""
-    counted = Counted(desk)
-    commit = GroupCommit(counted.store, patience=None, rng=random.Random(1))
-    first = asyncio.create_task(commit.change((), reserve(desk, 1)))
-    await wait_until_async(lambda: counted.count)
-    rest = [asyncio.create_task(commit.change((), reserve(desk, n))) for n in range(2, 50)]
-    await asyncio.gather(first, *rest)
-    assert counted.count == 2
+class Held(FaultyStore):
+    """A store that answers when it is let, and shows what is in flight."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(desk.store, lambda _: Fate.DELIVER)
+        self.in_flight: list[tuple[Txn, asyncio.Event]] = []
+        self.sizes: list[int] = []
+
+    async def txn(self, txn: Txn) -> TxnResult:
+        let = asyncio.Event()
+        self.in_flight.append((txn, let))
+        self.sizes.append(len(txn.success))
+        await let.wait()
+        return await super().txn(txn)
+
+    def answer(self) -> None:
+        """Answer the oldest one in flight."""
+        _, let = self.in_flight.pop(0)
+        let.set()
+
+
+async def test_few_that_come_while_one_is_in_flight_go_into_the_next(desk: Desk) -> None:
+    """A second transaction is not sent beside the first for what a later one can take along."""
+    store = Held(desk)
+    commit = GroupCommit(store, patience=None, rng=random.Random(1))
+    asking = [asyncio.create_task(commit.change((), reserve(desk, 0)))]
+    await wait_until_async(lambda: store.in_flight)
+    for number in range(1, 32):
+        asking.append(asyncio.create_task(commit.change((), reserve(desk, number))))
+        await asyncio.gather(_next_turn())
+    assert store.sizes == [1]
+    store.answer()
+    await wait_until_async(lambda: store.in_flight)
+    store.answer()
+    assert [answer.error for answer in await asyncio.gather(*asking)] == [None] * 32
+    assert store.sizes == [1, 31]
+
+
+async def test_many_that_wait_have_two_transactions_in_flight(desk: Desk) -> None:
+    """While etcd is at the one the other is made, and there is never a third."""
+    store = Held(desk)
+    commit = GroupCommit(store, patience=None, rng=random.Random(1))
+    lease = desk.core.grant(60).id
+    changes = [reserve(desk, number, lease) for number in range(400)]
+    asking = [asyncio.create_task(commit.change((), change)) for change in changes]
+    most = 0
+    while not all(one.done() for one in asking):
+        await wait_until_async(lambda: store.in_flight or all(one.done() for one in asking))
+        await asyncio.gather(_next_turn())
+        most = max(most, len(store.in_flight))
+        if store.in_flight:
+            store.answer()
+            await asyncio.gather(_next_turn())
+    assert [one.result().error for one in asking] == [None] * 400
+    assert (most, sum(store.sizes), len(store.sizes)) == (2, 400, 4)
+
+
+async def test_a_name_is_in_one_transaction_at_a_time(desk: Desk) -> None:
+    """What is asked for a name is done in the order in which it was asked, also beside others."""
+    store = Held(desk)
+    commit = GroupCommit(store, patience=None, rng=random.Random(1))
+    reserved = asyncio.create_task(commit.change((), reserve(desk, 0)))
+    await wait_until_async(lambda: store.in_flight)
+    lease = desk.core.grant(60).id
+    other = desk.claims.reserve(name(0), "other", wish(), lease=lease, now="t", by=None)
+    again = asyncio.create_task(commit.change((), other))
+    rest = [asyncio.create_task(commit.change((), reserve(desk, n, lease))) for n in range(1, 50)]
+    await wait_until_async(lambda: len(store.in_flight) == 2)
+    assert store.sizes == [1, 49]
+    second = store.in_flight.pop()
+    second[1].set()
+    await asyncio.gather(*rest)
+    assert not again.done()
+    store.answer()
+    await wait_until_async(lambda: store.in_flight)
+    store.answer()
+    assert (await reserved).error is None
+    assert isinstance((await again).error, NameTaken)
 
 
 async def test_different_guards_do_not_share(desk: Desk) -> None:

@@ -119,6 +119,8 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, credentials: Credentials) -> None:
         self.endpoint, self._credentials = endpoint, credentials
+        self.who = f"etcd at {endpoint}"
+        """What errors call it."""
         self.certificates = Certificates(credentials)
         self._stubs: Stubs | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -126,11 +128,6 @@ class Server:
         """Why it could not be connected to when that was last tried."""
         self.known = False
         """Whether the connection that stands was seen to lead to the store of all others."""
-
-    @property
-    def who(self) -> str:
-        """What errors call it."""
-        return f"etcd at {self.endpoint}"
 
     @property
     def stubs(self) -> Stubs:

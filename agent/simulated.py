@@ -16,7 +16,7 @@ import os
 from contextlib import suppress
 
 from agent.simulated_kernel import SimulatedKernel
-from agent.simulated_memory import ACTIVE, COMING, GOING, Memory, boottime
+from agent.simulated_memory import ACTIVE, COMING, GOING, Memory
 from agent.sysfs import SysfsBus, is_name
 
 TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
@@ -79,7 +79,7 @@ class SimulatedBus(SysfsBus):
 
     def _settle(self) -> None:
         with suppress(FileNotFoundError):  # the scan says what is missing
-            self.kernel.look()
+            self.kernel.settle()
 
     def watch(self) -> PipeWatcher:
         """The names that change, from the simulated kernel's pipe."""
@@ -100,15 +100,16 @@ class PipeWatcher:
     def drain(self) -> frozenset[Name]:
         """The names among the hints that wait.
 
-        Empty when a parent came or went, and when the pipe was full, so that some are lost.
+        Empty when a parent came or went, and when some were lost: with a writer that was
+        killed, or as the pipe was full.
         """
         try:
             data = os.read(self._fd, _PIPE)
         except BlockingIOError:
             return frozenset()
         events = [line.partition(" ") for line in data.decode().splitlines()]
-        has_parent = any(what in ("registered", "unregistered") for what, _, _ in events)
-        if has_parent or len(data) > _PIPE - os.pathconf("/", "PC_PIPE_BUF"):
+        unnamed = any(what in ("registered", "unregistered", "lost") for what, _, _ in events)
+        if unnamed or len(data) > _PIPE - os.pathconf("/", "PC_PIPE_BUF"):
             return frozenset()
         return frozenset(name for _, _, name in events if is_name(name))
 
@@ -197,9 +198,7 @@ def _lay_out(root: Path, state: State) -> None:
     (root / "sys/class/dmi/id/product_uuid").write_text(f"{_uuid(state['seed'], 'product')}\n")
     (root / "kernel/nudge").touch()
     os.mkfifo(root / "kernel/events", 0o600)
-    kernel = SimulatedKernel(root)
-    kernel.show_all(Memory(state, boottime()))
-    kernel.save(state)
+    SimulatedKernel(root).begin(state)
 
 
 def _start_boot(state: State) -> None:
@@ -218,9 +217,10 @@ def _kernel(directory: Path) -> SimulatedKernel:
     from coordinator.errors import NotFound  # noqa: PLC0415 - workers start without it
 
     root = directory.resolve()
-    if not (root / "kernel/state.json").exists():
+    kernel = SimulatedKernel(root)
+    if not kernel.is_there:
         raise NotFound(str(root), "holds no simulated host", "make one: mdevns sim init DIR")
-    return SimulatedKernel(root)
+    return kernel
 
 
 def reboot(directory: Path) -> None:

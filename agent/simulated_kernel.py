@@ -1,16 +1,17 @@
 """The simulated kernel: behaves as kernel-reference.md says, errno by errno.
 
     DIR/sys, DIR/proc, DIR/etc     what the kernel shows, laid out as the real one's
-    DIR/kernel/state.json          what it knows: placeholders, pools, who holds a device
     DIR/kernel/lock                its list lock: held for a moment, never for a creation
-    DIR/kernel/dirty               present while state and tree may differ
+    DIR/kernel/state.[01].json     what it knows: placeholders, pools, who holds a device
+    DIR/kernel/nodes               what is the same in all devices, to be linked into them
     DIR/kernel/nudge               grows when somebody who sleeps should look again
     DIR/kernel/events              a pipe with the kernel's events, for a watcher
 
 There is no process behind it. Whoever comes by, takes the lock and first settles what time
 has brought: a create whose driver is done is a device, whether its writer still lives or not.
-The tree is made from the state; one that a killed process left half made is made again.
-The state outlives any killed process, but not the machine's power.
+The tree is made from the state, after it; one that a killed process left half made is made
+again. So who is killed anywhere in a change has made it or never began it. The state outlives
+any killed process, but not the machine's power.
 
 Starts fast, for the workers.
 """
@@ -18,13 +19,12 @@ Starts fast, for the workers.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from agent.locks import exclusive
 from agent.simulated_memory import (
     ACTIVE,
     BUS,
@@ -35,6 +35,7 @@ from agent.simulated_memory import (
     boottime,
     failure,
 )
+from agent.simulated_state import Saved
 from agent.simulated_tree import Tree, clear
 from agent.sysfs import OpenFile, SystemCalls
 
@@ -42,13 +43,22 @@ TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import Protocol
 
     from agent.simulated_memory import DeviceRecord, State
+    from agent.simulated_state import SavedState
+
+    class _Write(Protocol):
+        """A write. Where it may not sleep and would, it raises _WouldSleep and does nothing."""
+
+        def __call__(self, data: bytes, /, *, may_sleep: bool) -> int: ...
+
 
 __all__ = ["SimulatedKernel", "parse_number", "parse_uuid"]
 
 _UUID = re.compile(rb"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NUMBER = re.compile(rb"\+?(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\n?")
+_LOST = "lost"  # the event of one who was killed before he told
 _TICK = 0.02  # seconds between two looks at the nudge of one who sleeps in the kernel
 
 
@@ -93,10 +103,11 @@ class SimulatedKernel(SystemCalls):
     `clock` gives seconds that all processes share, `pause` sleeps; who waits in the kernel
     looks every 20 ms whether the `nudge` file grew, and else at the time it knows of.
 
-    `unkillable` is for workers: a write is done by a child with copies of all descriptors, as
-    in the real kernel no SIGKILL frees who is in the midst of one. A worker that is killed
-    leaves it, and with it the lock of the name, until the write returns. Such a kernel also
-    ends with its boot: after a reboot none of its writes reaches the new one.
+    `unkillable` is for workers: a write that sleeps is done by a child with copies of all
+    descriptors, as in the real kernel no SIGKILL frees who is in the midst of one. A worker that
+    is killed leaves it, and with it the lock of the name, until the write returns. Any other
+    write is done or never began, whenever its worker is killed. Such a kernel also ends with its
+    boot: after a reboot none of its writes reaches the new one.
     """
 
     def __init__(
@@ -111,6 +122,8 @@ class SimulatedKernel(SystemCalls):
         self.root = root
         self.tree = Tree(root)
         self._own = root / "kernel"
+        self._saved = Saved(self._own)
+        self._quiet = 0, 0.0, 0.0  # the state of this number changes not from then until then
         self._privileged, self._unkillable = privileged, unkillable
         self._clock, self._pause = clock, pause
         self._boot_id = self.boot_id() if unkillable else None
@@ -121,25 +134,51 @@ class SimulatedKernel(SystemCalls):
 
     # -- the memory
 
+    def begin(self, state: State) -> None:
+        """Make the host's memory what this says, and the tree from it."""
+        with self._saved.locked() as saved:
+            saved.write(state)
+            self.show_all(Memory(state, self._clock()))
+            saved.clean()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is such a host."""
+        return self._saved.is_there()
+
     @contextmanager
     def memory(self) -> Iterator[Memory]:
-        """The kernel's memory, settled, under its lock. What is changed inside is kept."""
-        with exclusive(self._own / "lock"):
-            memory = self._settled()
+        """The kernel's memory, settled, under its lock. What is changed inside is kept.
+
+        Nothing is when an error comes out of it.
+        """
+        with self._saved.locked() as saved:
+            memory = self._settled(saved)
             old = {name: device.copy() for name, device in memory.devices.items()}
             yield memory
             memory.settle()
-            self._keep(memory, old)
+            self._keep(saved, memory, old)
 
     def look(self) -> Memory:
         """The kernel's memory as it is now, settled and shown. Changes of it are not kept."""
-        with exclusive(self._own / "lock"):
-            return self._settled()
+        with self._saved.locked() as saved:
+            return self._settled(saved)
 
-    def _settled(self) -> Memory:
-        memory = Memory(json.loads((self._own / "state.json").read_text()), self._clock())
-        if (self._own / "dirty").exists():
+    def settle(self) -> None:
+        """Let happen, and be seen, what time has brought."""
+        with self._saved.locked() as saved:
+            number, since, until = self._quiet
+            if number != saved.number or not since <= self._clock() < until or saved.is_dirty:
+                memory = self._settled(saved)
+                # Time alone changes nothing before that; a clock can begin anew, though.
+                self._quiet = saved.number, memory.now, memory.next_of_all()
+
+    def _settled(self, saved: SavedState) -> Memory:
+        memory = Memory(saved.read(), self._clock())
+        if saved.is_dirty:
             self.show_all(memory)
+            self.tell([_LOST])  # what whoever left it so had to tell
+            saved.clean()
         old = {name: device.copy() for name, device in memory.devices.items()}
         memory.settle()
         if (
@@ -147,21 +186,20 @@ class SimulatedKernel(SystemCalls):
             or memory.devices != old
             or any(memory.view(d) != d["view"] for d in old.values())
         ):
-            self._keep(memory, old)
+            self._keep(saved, memory, old)
         return memory
 
-    def _keep(self, memory: Memory, old: dict[str, DeviceRecord]) -> None:
-        """Show and save the memory."""
+    def _keep(self, saved: SavedState, memory: Memory, old: dict[str, DeviceRecord]) -> None:
+        """Save and show the memory."""
         events = self._events(memory)
         changed = self._changed(memory, old)
         # Killed from here on, the tree and the state may differ: then all is shown again.
-        (self._own / "dirty").touch()
+        saved.write(memory.state)
         self._show(memory, old, changed)
-        self.save(memory.state)
-        (self._own / "dirty").unlink()
-        memory.unbound.clear()
         if events:
             self.tell(events)
+        saved.clean()
+        memory.unbound.clear()
 
     def _events(self, memory: Memory) -> list[str]:
         """What is to be told of devices that came and went, since they were shown last."""
@@ -213,12 +251,6 @@ class SimulatedKernel(SystemCalls):
             self.tree.show_parent(name, memory.parents[name])
         self._show_left(memory, name)
 
-    def save(self, state: State) -> None:
-        """Write the state whole."""
-        temporary = self._own / "state.json.new"
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self._own / "state.json")
-
     def show_all(self, memory: Memory) -> None:
         """Make the whole tree from the state."""
         self.tree.show_boot(memory.state)
@@ -245,7 +277,7 @@ class SimulatedKernel(SystemCalls):
         """Tell a watcher, if there is one; events are lost when it does not keep up.
 
         Each is what happened and to whom: add, bind, unbind or remove and a device's name,
-        registered or unregistered and a parent's.
+        registered or unregistered and a parent's; or that some were lost.
         """
         with suppress(OSError):
             fd = os.open(self._own / "events", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -272,7 +304,8 @@ class SimulatedKernel(SystemCalls):
             raise failure(errno.ENOENT, path)
         self._check_privilege(path)
         token = record["token"]
-        return self._file(lambda data: self._create(parent, token, type_, data))
+        sleeps = record["latency"] > 0
+        return self._file(partial(self._create, parent, token, type_), sleeps=sleeps)
 
     def _open_attribute(self, path: Path, name: str, attribute: str) -> OpenFile:
         memory = self.look()
@@ -282,17 +315,21 @@ class SimulatedKernel(SystemCalls):
         token = device["token"]
         if attribute == "remove" and device["removable"]:
             self._check_privilege(path)
-            return self._file(lambda data: self._remove(name, token, data))
+            return self._file(partial(self._remove, name, token))
         writable = memory.state["attributes"].get(attribute)
         if writable is None:
             raise failure(errno.ENOENT, path)
         if not writable:  # sysfs says that to root, too
             raise failure(errno.EACCES, path)
         self._check_privilege(path)
-        return self._file(lambda data: self._write_attribute(name, token, attribute, data))
+        return self._file(partial(self._write_attribute, name, token, attribute))
 
-    def _file(self, write: Callable[[bytes], int]) -> OpenFile:
-        return _SimulatedFile(_in_child(write) if self._unkillable else write)
+    def _file(self, write: _Write, *, sleeps: bool = False) -> OpenFile:
+        """A file; `sleeps` where it is known before that its write will."""
+        if not self._unkillable:
+            return _SimulatedFile(partial(write, may_sleep=True))
+        in_child = _in_child(partial(write, may_sleep=True))
+        return _SimulatedFile(in_child if sleeps else _awake_or(write, in_child))
 
     def _check_privilege(self, path: Path) -> None:
         if not self._privileged:
@@ -309,12 +346,16 @@ class SimulatedKernel(SystemCalls):
 
     # -- what they do
 
-    def _create(self, parent: str, registration: int, type_: str, data: bytes) -> int:
+    def _create(
+        self, parent: str, registration: int, type_: str, data: bytes, *, may_sleep: bool
+    ) -> int:
         if not data:
             return 0
         name = parse_uuid(data)
         with self._entered() as memory:
             device = memory.begin(name, parent, registration, type_)
+            if device["ready"] > memory.now and not may_sleep:
+                raise _WouldSleep
         # Decided when the lock was held: nothing but a reboot takes it back.
         if device["phase"] == COMING:
             self.wait_while(name, device["token"], COMING, memory.state["boot_id"])
@@ -322,24 +363,30 @@ class SimulatedKernel(SystemCalls):
             raise failure(device["errno"])
         return len(data)
 
-    def _remove(self, name: str, token: int, data: bytes) -> int:
+    def _remove(self, name: str, token: int, data: bytes, *, may_sleep: bool) -> int:
         if not data or parse_number(data) == 0:
             return len(data)
         with self._entered() as memory:
             number = memory.removed(name, token)
             device = memory.devices.get(name)
+            sleeps = not number and device is not None and device["phase"] == GOING
+            if sleeps and not may_sleep:
+                raise _WouldSleep
         if number:
             raise failure(number)
-        if device is not None and device["phase"] == GOING:
+        if sleeps:
             self.wait_while(name, token, GOING, memory.state["boot_id"])
         return len(data)
 
-    def _write_attribute(self, name: str, token: int, attribute: str, data: bytes) -> int:
+    def _write_attribute(
+        self, name: str, token: int, attribute: str, data: bytes, *, may_sleep: bool
+    ) -> int:
+        del may_sleep  # it never does
         with self._entered() as memory:
             number = memory.configured(name, token, attribute)
             if number:
                 raise failure(number)
-            self.tree.attribute(name, attribute).write_bytes(data)
+            self.tree.write_attribute(name, attribute, data)
         return len(data)
 
     @contextmanager
@@ -370,6 +417,22 @@ class SimulatedKernel(SystemCalls):
             if left <= 0:
                 return
             self._pause(min(left, _TICK))
+
+
+class _WouldSleep(Exception):
+    """A write would sleep in the kernel; nothing of it was done."""
+
+
+def _awake_or(write: _Write, otherwise: Callable[[bytes], int]) -> Callable[[bytes], int]:
+    """The same write if it need not sleep, else the other."""
+
+    def write_awake(data: bytes) -> int:
+        try:
+            return write(data, may_sleep=False)
+        except _WouldSleep:
+            return otherwise(data)
+
+    return write_awake
 
 
 def _in_child(write: Callable[[bytes], int]) -> Callable[[bytes], int]:

@@ -228,6 +228,15 @@ class Memory:
         typed = [TYPE] if phase == ACTIVE or self.now >= device["typed"] else []
         return [DEVICE, *removable, BUS, *typed]
 
+    def next_of_all(self) -> float:
+        """When time alone changes anything next."""
+        times = [math.inf]
+        for device in self.devices.values():
+            if device["phase"] in (COMING, LINGERING):
+                when = (device["shown"], device["typed"], device["ready"])
+                times += [at for at in when if at > self.now]
+        return min(times)
+
     def next_change(self, device: DeviceRecord) -> float | None:
         """When time alone changes a device next; None: never."""
         if device["phase"] == COMING:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,8 +20,10 @@ from agent.bus import Presence
 from agent.locks import AgentLock, Generation
 from agent.simulated import SimulatedBus
 from agent.simulated_kernel import SimulatedKernel, parse_number
+from agent.simulated_state import Saved
 from coordinator.errors import ExistsOnHost, InUse, InvalidValue, NotFound, TryAgain
 from coordinator.model import Name
+from tests.support.killed import calls_of, killed_at
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -191,18 +195,91 @@ def test_a_killed_writer_does_not_undo_its_create(host: Path) -> None:
 
 
 def test_a_half_made_tree_is_made_whole(host: Path) -> None:
-    """What a process left that was killed between tree and state is put right by the next."""
+    """What a process left that was killed between state and tree is put right by the next."""
     simulated.create(host, P0, "mtty-1", N1)
     home = host / "sys/devices/pci0000:3b" / P0
-    (host / "kernel/dirty").touch()
+    with Saved(host / "kernel").locked() as saved:
+        saved.write(saved.read())
     (host / "sys/bus/mdev/devices" / N1).unlink()
+    (home / f".{N2}").mkdir()
     (home / N2).mkdir()
     (host / "sys/bus/mdev/devices" / N2).symlink_to(home / N2)
     (home / "mdev_supported_types/mtty-1/available_instances").write_text("7\n")
     scan = SimulatedBus(host).scan()
     assert set(scan.devices) == {N1}
     assert not (home / N2).exists()
+    assert not (home / f".{N2}").exists()
     assert (home / "mdev_supported_types/mtty-1/available_instances").read_text() == "23\n"
+
+
+def _shown(host: Path) -> dict[str, str]:
+    """All that stands in the tree, with what is left of each type."""
+    paths = [path for place in ("sys/devices", "sys/bus") for path in (host / place).rglob("*")]
+    return {
+        str(path): path.read_text() if path.name == "available_instances" else "" for path in paths
+    }
+
+
+@pytest.mark.parametrize("kind", ["create", "remove", "attribute"])
+def test_a_worker_may_be_killed_anywhere(host: Path, kind: str) -> None:
+    """At whatever system call a worker is killed, its write is done, whole, or never began."""
+    bus, worker = SimulatedBus(host), SimulatedBus(host, for_worker=True)
+    text = host / "sys/bus/mdev/devices" / N1 / "vgpu_params"
+
+    def write(on: SimulatedBus, *, back: bool = False) -> None:
+        if kind == "attribute":
+            on.write_attribute(N1, "vgpu_params", "before" if back else "after")
+        elif (kind == "create") is not back:
+            on.create(P0, "mtty-1", N1)
+        else:
+            on.remove(N1, "mtty-1")
+
+    def seen() -> tuple[object, ...]:
+        bus.scan()
+        return _shown(host), text.read_text() if text.exists() else None
+
+    if kind != "create":
+        bus.create(P0, "mtty-1", N1)
+    if kind == "attribute":
+        write(bus, back=True)
+    before = seen()
+    write(bus)
+    after = seen()
+    found = []
+    for number in count():
+        write(bus, back=True)
+        was_killed = killed_at(lambda: write(worker), number)
+        found.append(seen())
+        if found[-1] == before:
+            write(bus)
+        assert seen() == after
+        if not was_killed:
+            break
+    assert found == sorted(found, key=lambda one: one == after)
+    assert found[0] == before
+    assert found[-1] == after
+
+
+def test_only_a_write_that_sleeps_takes_a_process(host: Path) -> None:
+    """A worker whose write returns at once makes it itself, without a child."""
+    worker = SimulatedBus(host, for_worker=True)
+    create, remove = partial(worker.create, P0, "mtty-1", N1), partial(worker.remove, N1, "mtty-1")
+    for write in (create, remove):
+        assert "os.fork" not in calls_of(write)
+    simulated.tune(host, P0, latency=0.001)
+    assert calls_of(create)["os.fork"] == 1
+
+
+def test_a_second_device_makes_few_files(host: Path) -> None:
+    """What is the same in all devices is linked, and the state is written over an older one."""
+    bus = SimulatedBus(host)
+    bus.create(P0, "mtty-1", N1)
+    bus.create(P0, "mtty-1", Name(f"{N1[:-1]}3"))
+    made = calls_of(lambda: bus.create(P0, "mtty-1", N2))
+    # Its directory and one in it; its group, its type, and that the bus and its type list it.
+    assert (made["os.mkdir"], made["os.symlink"]) == (2, 4)
+    assert (made["os.link"], made["os.rename"]) == (2, 1)
+    assert made["os.remove"] == 1  # what may be left of a directory that was being made
 
 
 def test_a_name_lingers(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ class Local:
             # The same request as another one's, that is: nobody waits for this process.
             why = f"request {with_id} has claimed it for {claim.parent} and another process"
             raise TryAgain(chosen, why, "use a request id of its own", name=chosen)
-        enrolment.reconciler.poke((chosen,))
+        if maker is not None or claim.created != now:  # else it was, when it was claimed
+            enrolment.reconciler.poke((chosen,))
         return claim
 
     async def made(self, claim: Claim, seconds: float) -> Claim:
@@ -255,6 +256,9 @@ class Local:
         elif claim.created == now:  # and not that of an earlier copy of the request
             enrolled.taken[change.name] = claim.revision
         enrolled.informer.learn(change.name, answer.revision, claim)
+        if claim.maker is None and claim.created == now and self.enrolment is not None:
+            # The look that its create rests on goes beside the journal; the create itself waits.
+            self.enrolment.reconciler.poke((change.name,))
         try:
             await self.parts.notes.written()
         except JournalFailed as error:

@@ -13,7 +13,7 @@ from agent.workers import Answer, Order, OrderKind, Workers
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn, prefix
 from tests.agent.host import SOON, Host, process
-from tests.agent.test_interleavings import HeldBus
+from tests.agent.test_interleavings import HeldBus, locked
 from tests.support.desk import HOST, NAME
 from tests.support.faulty import Fate, FaultyStore
 
@@ -151,6 +151,24 @@ async def test_what_is_written_to_the_kernel_is_in_the_journal_before(host: Host
         await host.retire()
         await host.wait(lambda: host.is_in(None))
     assert Noted.states == [CREATING, REMOVING]
+
+
+async def test_a_claim_is_looked_at_while_it_goes_to_the_journal(host: Host) -> None:
+    """A caller waits for the longer of the two; the kernel is asked after both."""
+    host.workers, host.store = Noted, Deaf(host.store, lambda _: Fate.DELIVER)
+    Noted.path, Noted.states = journal_path(host.state, "test", HOST), []
+    async with host.agent(rescan=60.0) as agent:
+        local = agent.local
+        await host.wait(lambda: local.store_answers)
+        with locked(host):
+            taken = asyncio.create_task(
+                local.take(host.wish(), name=NAME, request=None, by="me", maker=None)
+            )
+            await host.wait(lambda: local.enrolment and local.enrolment.reconciler.is_at(NAME))
+            assert not taken.done()
+        await taken
+        await host.wait(lambda: host.is_in(ACTIVE))
+    assert Noted.states == [CREATING]
 
 
 class Forgetful(Workers):

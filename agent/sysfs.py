@@ -46,6 +46,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _NIL = "00000000-0000-0000-0000-000000000000"  # the kernel takes it, it is no name of ours
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
 _EVENTS_AT_ONCE = 10_000  # a bound for one drain; what is left makes the next hint
+_PAGE = 65536  # bytes, more than a file of sysfs has: no more than the largest page
 _RECEIVE_BUFFER = 8 << 20  # thousands of events; the default holds those of some 100 creates
 
 
@@ -186,7 +187,7 @@ class SysfsBus:
             raise ScanFailed(errno.ESTALE, "the host was rebooted during the scan")
         return Scan(boot_id, found, parents, frozenset(blind))
 
-    def _on_the_bus(self) -> Iterator[tuple[Name, tuple[Device, Path]]]:
+    def _on_the_bus(self) -> Iterator[tuple[Name, tuple[Device, str]]]:
         """The devices that the bus lists, each with its parent's real directory."""
         for entry in _listdir(self._bus):
             if is_name(entry):
@@ -194,7 +195,7 @@ class SysfsBus:
                 if met is not None:
                     yield met[0].name, met
 
-    def _met_on_the_bus(self, name: Name) -> tuple[Device, Path] | None:
+    def _met_on_the_bus(self, name: Name) -> tuple[Device, str] | None:
         """A device of the bus; None when it vanished, which is no error."""
         from agent.bus import Device, Presence  # noqa: PLC0415 - workers start without it
 
@@ -206,8 +207,8 @@ class SysfsBus:
             return None
         # Without its type it is coming or going: the link is made last and goes first.
         presence = Presence.UNKNOWN if type_ is None else Presence.PRESENT
-        home = Path(real.rpartition("/")[0])
-        return Device(name, presence, home.name, type_), home
+        home = real.rpartition("/")[0]
+        return Device(name, presence, home.rpartition("/")[2], type_), home
 
     def _real(self, name: str) -> str | None:
         """The device's real directory, by its link on the bus."""
@@ -218,16 +219,16 @@ class SysfsBus:
                 return None
             raise
 
-    def _registered(self) -> dict[str, Path]:
+    def _registered(self) -> dict[str, str]:
         """The registered parents and their real directories."""
         directories = {}
         for parent in _listdir(self._class):
             with suppress(FileNotFoundError):  # unregistered meanwhile
-                target = (self._class / parent).readlink()
-                directories[parent] = Path(os.path.normpath(self._class / target))
+                target = _readlink(f"{self._class}/{parent}")
+                directories[parent] = os.path.normpath(f"{self._class}/{target}")
         return directories
 
-    def _look_into(self, known: Mapping[str, Path], found: dict[Name, Device]) -> set[str]:
+    def _look_into(self, known: Mapping[str, str], found: dict[Name, Device]) -> set[str]:
         """Add the devices that only their parent's directory still shows.
 
         Gives the parents that could not be looked into.
@@ -248,23 +249,23 @@ class SysfsBus:
                         found[entry] = device
         return blind
 
-    def _off_the_bus(self, name: Name, parent: str, directory: Path) -> Device | None:
+    def _off_the_bus(self, name: Name, parent: str, directory: str) -> Device | None:
         from agent.bus import Device, Presence  # noqa: PLC0415 - workers start without it
 
         met = self._met_on_the_bus(name)  # it may have come since the bus was listed
         if met is not None:
             return met[0]
-        if not os.path.lexists(directory / name):
+        if not os.path.lexists(f"{directory}/{name}"):
             return None
         return Device(name, Presence.GOING, parent, None)
 
     def _types(
-        self, directories: Mapping[str, Path], blind: set[str]
+        self, directories: Mapping[str, str], blind: set[str]
     ) -> Mapping[str, frozenset[str]]:
         parents = {}
         for parent, directory in directories.items():
             try:
-                parents[parent] = frozenset(_listdir(directory / "mdev_supported_types"))
+                parents[parent] = frozenset(_listdir(f"{directory}/mdev_supported_types"))
             except OSError as error:
                 # Its types go after its link, so without them it is being unregistered.
                 if error.errno not in _GONE:
@@ -276,9 +277,9 @@ class SysfsBus:
         """Each registered parent's types, with what is available now (a hint)."""
         result = {}
         for parent, directory in sorted(self._registered().items()):
-            types = directory / "mdev_supported_types"
+            types = f"{directory}/mdev_supported_types"
             with suppress(FileNotFoundError):
-                read = (_read_type(types / name) for name in sorted(_listdir(types)))
+                read = (_read_type(types, name) for name in sorted(_listdir(types)))
                 result[parent] = tuple(type_ for type_ in read if type_ is not None)
         return result
 
@@ -430,9 +431,9 @@ class _ParentMemory:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._boot_id: str | None = None
-        self._known: dict[str, Path] = {}
+        self._known: dict[str, str] = {}
 
-    def add(self, boot_id: str, seen: dict[str, Path]) -> Mapping[str, Path]:
+    def add(self, boot_id: str, seen: dict[str, str]) -> Mapping[str, str]:
         """Remember what was seen; gives all that is known of this boot."""
         if self._boot_id != boot_id:
             self._boot_id, self._known = boot_id, self._read(boot_id)
@@ -442,11 +443,11 @@ class _ParentMemory:
             self._known = known
         return known
 
-    def _read(self, boot_id: str) -> dict[str, Path]:
+    def _read(self, boot_id: str) -> dict[str, str]:
         try:
             stored = json.loads(self._path.read_text())
             same_boot = stored["boot_id"] == boot_id
-            return {p: Path(d) for p, d in stored["parents"].items()} if same_boot else {}
+            return {p: str(d) for p, d in stored["parents"].items()} if same_boot else {}
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -455,8 +456,8 @@ class _ParentMemory:
                 errno.EIO, "damaged; remove it after a reboot", str(self._path)
             ) from error
 
-    def _save(self, boot_id: str, known: Mapping[str, Path]) -> None:
-        text = json.dumps({"boot_id": boot_id, "parents": {p: str(d) for p, d in known.items()}})
+    def _save(self, boot_id: str, known: Mapping[str, str]) -> None:
+        text = json.dumps({"boot_id": boot_id, "parents": known})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Two threads may scan at once: each writes a file of its own.
         temporary = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
@@ -467,8 +468,11 @@ class _ParentMemory:
         temporary.replace(self._path)
 
 
-def _listdir(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir()]
+# A scan makes hundreds of these calls, and a Path costs more than each of them.
+
+
+def _listdir(directory: str | Path) -> list[str]:
+    return os.listdir(directory)  # noqa: PTH208 - see above
 
 
 def is_name(text: str) -> TypeGuard[Name]:
@@ -491,27 +495,35 @@ def _type_of(device: str) -> str | None:
 
 
 def _readlink(path: str) -> str:
-    return os.readlink(path)  # noqa: PTH115 - a scan makes hundreds, and a Path costs more
+    return os.readlink(path)  # noqa: PTH115 - see above
 
 
-def _read_type(directory: Path) -> ParentType | None:
+def _read_type(types: str, name: str) -> ParentType | None:
     """A type as its parent offers it; None when it went meanwhile."""
     from coordinator.model import ParentType  # noqa: PLC0415 - workers start without it
 
-    available = _read(directory / "available_instances")
+    directory = f"{types}/{name}"
+    available = _read(f"{directory}/available_instances")
     if available is None or not available.isdecimal():
         return None
     return ParentType(
-        type=directory.name,
+        type=name,
         available=int(available),
-        device_api=_read(directory / "device_api"),
-        name=_read(directory / "name"),
-        description=_read(directory / "description"),
+        device_api=_read(f"{directory}/device_api"),
+        name=_read(f"{directory}/name"),
+        description=_read(f"{directory}/description"),
     )
 
 
-def _read(path: Path) -> str | None:
+def _read(path: str | Path) -> str | None:
+    """What a file says; a driver's words may be in whatever bytes."""
     try:
-        return path.read_text(errors="replace").strip()  # a driver's words, in whatever bytes
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(fd, _PAGE).decode(errors="replace").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

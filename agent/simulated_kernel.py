@@ -2,7 +2,7 @@
 
     DIR/sys, DIR/proc, DIR/etc     what the kernel shows, laid out as the real one's
     DIR/kernel/lock                its list lock: held for a moment, never for a creation
-    DIR/kernel/state.[01].json     what it knows: placeholders, pools, who holds a device
+    DIR/kernel/state.[01]          what it knows: placeholders, pools, who holds a device
     DIR/kernel/nodes               what is the same in all devices, to be linked into them
     DIR/kernel/nudge               grows when somebody who sleeps should look again
     DIR/kernel/events              a pipe with the kernel's events, for a watcher
@@ -122,7 +122,7 @@ class SimulatedKernel(SystemCalls):
         self.root = root
         self.tree = Tree(root)
         self._own = root / "kernel"
-        self._saved = Saved(self._own)
+        self._saved, self._nudge = Saved(self._own), f"{self._own}/nudge"
         self._quiet = 0, 0.0, 0.0  # the state of this number changes not from then until then
         self._privileged, self._unkillable = privileged, unkillable
         self._clock, self._pause = clock, pause
@@ -181,18 +181,18 @@ class SimulatedKernel(SystemCalls):
             saved.clean()
         old = {name: device.copy() for name, device in memory.devices.items()}
         memory.settle()
-        if (
-            memory.unbound
-            or memory.devices != old
-            or any(memory.view(d) != d["view"] for d in old.values())
-        ):
+        if memory.unbound or memory.devices != old or memory.news():
             self._keep(saved, memory, old)
         return memory
 
     def _keep(self, saved: SavedState, memory: Memory, old: dict[str, DeviceRecord]) -> None:
         """Save and show the memory."""
-        events = self._events(memory)
-        changed = self._changed(memory, old)
+        news = memory.news()
+        events = self._events(memory, news)
+        changed = [name for name in old if name not in memory.devices]
+        for name, device, view in news:
+            device["view"] = view
+            changed.append(name)
         # Killed from here on, the tree and the state may differ: then all is shown again.
         saved.write(memory.state)
         self._show(memory, old, changed)
@@ -201,7 +201,7 @@ class SimulatedKernel(SystemCalls):
         saved.clean()
         memory.unbound.clear()
 
-    def _events(self, memory: Memory) -> list[str]:
+    def _events(self, memory: Memory, news: list[tuple[str, DeviceRecord, list[str]]]) -> list[str]:
         """What is to be told of devices that came and went, since they were shown last."""
         events = []
         for name, device in memory.ended:
@@ -210,20 +210,10 @@ class SimulatedKernel(SystemCalls):
             events += [f"unbind {name}", f"remove {name}"][2 - came :]
         events += [f"unregistered {parent}" for parent in memory.unbound]
         memory.ended.clear()
-        for name, device in memory.devices.items():
+        for name, device, view in news:
             if device["phase"] in (COMING, ACTIVE):
-                events += _arrival(name, device, _told(memory.view(device)))
+                events += _arrival(name, device, _told(view))
         return events
-
-    def _changed(self, memory: Memory, old: dict[str, DeviceRecord]) -> list[str]:
-        """The names of which the tree shows another view."""
-        changed = [name for name in old if name not in memory.devices]
-        for name, device in memory.devices.items():
-            view = memory.view(device)
-            if view != device["view"]:
-                device["view"] = view
-                changed.append(name)
-        return changed
 
     def _show(self, memory: Memory, old: dict[str, DeviceRecord], changed: list[str]) -> None:
         for name in changed:
@@ -267,11 +257,11 @@ class SimulatedKernel(SystemCalls):
 
     def nudge(self) -> None:
         """Have all who sleep in the kernel look again."""
-        with (self._own / "nudge").open("ab") as file:
+        with open(self._nudge, "ab") as file:  # noqa: PTH123 - its path is no Path
             file.write(b".")  # its size tells, as two of them may be of one time stamp
 
     def _nudges(self) -> int:
-        return (self._own / "nudge").stat().st_size
+        return os.stat(self._nudge).st_size  # noqa: PTH116 - all who sleep do it all the time
 
     def tell(self, events: list[str]) -> None:
         """Tell a watcher, if there is one; events are lost when it does not keep up.

@@ -217,9 +217,16 @@ class Memory:
             for device in [n for n, phase in phases.items() if phase == ACTIVE]:
                 self.leave(device)
 
+    def news(self) -> list[tuple[str, DeviceRecord, list[str]]]:
+        """The devices of which sysfs shows something else than their record says, and what."""
+        views = ((name, device, self.view(device)) for name, device in self.devices.items())
+        return [one for one in views if one[2] != one[1]["view"]]
+
     def view(self, device: DeviceRecord) -> list[str]:
         """What of a device sysfs shows now."""
         phase = device["phase"]
+        if phase == ACTIVE and device["removable"]:  # nearly all of them
+            return [DEVICE, REMOVE, BUS, TYPE]
         if phase == LINGERING or (phase == COMING and self.now < device["shown"]):
             return []
         if phase == GOING:

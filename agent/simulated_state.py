@@ -1,7 +1,7 @@
 """Where the simulated kernel keeps its memory, so that a process may be killed at any point.
 
     DIR/kernel/lock               the list lock; in it, which state counts, and whether it is shown
-    DIR/kernel/state.[01].json    that state, and what the next one is written over
+    DIR/kernel/state.[01]         that state, and what the next one is written over
 
 Nothing is made or renamed for a change, which would cost more than the change itself.
 
@@ -11,7 +11,7 @@ Starts fast, for the workers.
 from __future__ import annotations
 
 import errno
-import json
+import marshal
 import os
 import struct
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Saved", "SavedState"]
 
+_FORMAT = 2  # of marshal, which every Python 3 reads, in half of JSON's time
 _MARK = struct.Struct("<QQ?")  # the state's number, its length in bytes, whether it is not shown
 
 
@@ -51,14 +52,14 @@ class SavedState:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._directory))
         fd = os.open(self._path(self.number), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            state: State = json.loads(os.read(fd, self._length))
+            state: State = marshal.loads(os.read(fd, self._length))  # noqa: S302 - our own
         finally:
             os.close(fd)
         return state
 
     def write(self, state: State) -> None:
         """Put another one in its place; from then on it is dirty."""
-        data = json.dumps(state).encode()
+        data = marshal.dumps(state, _FORMAT)  # type: ignore[arg-type]  # dicts, lists and scalars
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         fd = os.open(self._path(self.number + 1), flags, 0o644)
         try:
@@ -79,7 +80,7 @@ class SavedState:
         os.pwrite(self._fd, _MARK.pack(self.number, self._length, is_dirty), 0)
 
     def _path(self, number: int) -> str:
-        return f"{self._directory}/state.{number % 2}.json"
+        return f"{self._directory}/state.{number % 2}"
 
 
 class Saved:

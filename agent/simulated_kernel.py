@@ -23,7 +23,6 @@ import os
 import re
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
 
 from agent.simulated_memory import (
     ACTIVE,
@@ -35,6 +34,7 @@ from agent.simulated_memory import (
     boottime,
     failure,
 )
+from agent.simulated_sleeper import Sleeper
 from agent.simulated_state import Saved
 from agent.simulated_tree import Tree, clear
 from agent.sysfs import OpenFile, SystemCalls
@@ -43,16 +43,10 @@ TYPE_CHECKING = False  # importing typing costs a worker a sixth of its start
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from typing import Protocol
+    from typing import Any
 
     from agent.simulated_memory import DeviceRecord, State
     from agent.simulated_state import SavedState
-
-    class _Write(Protocol):
-        """A write. Where it may not sleep and would, it raises _WouldSleep and does nothing."""
-
-        def __call__(self, data: bytes, /, *, may_sleep: bool) -> int: ...
-
 
 __all__ = ["SimulatedKernel", "parse_number", "parse_uuid"]
 
@@ -127,6 +121,7 @@ class SimulatedKernel(SystemCalls):
         self._privileged, self._unkillable = privileged, unkillable
         self._clock, self._pause = clock, pause
         self._boot_id = self.boot_id() if unkillable else None
+        self.sleeper = Sleeper(lambda call: self._write(call[0], *call[1], may_sleep=True))
 
     def boot_id(self) -> str:
         """The boot id as shown."""
@@ -295,7 +290,7 @@ class SimulatedKernel(SystemCalls):
         self._check_privilege(path)
         token = record["token"]
         sleeps = record["latency"] > 0
-        return self._file(partial(self._create, parent, token, type_), sleeps=sleeps)
+        return self._file("create", parent, token, type_, sleeps=sleeps)
 
     def _open_attribute(self, path: Path, name: str, attribute: str) -> OpenFile:
         memory = self.look()
@@ -305,21 +300,39 @@ class SimulatedKernel(SystemCalls):
         token = device["token"]
         if attribute == "remove" and device["removable"]:
             self._check_privilege(path)
-            return self._file(partial(self._remove, name, token))
+            return self._file("remove", name, token)
         writable = memory.state["attributes"].get(attribute)
         if writable is None:
             raise failure(errno.ENOENT, path)
         if not writable:  # sysfs says that to root, too
             raise failure(errno.EACCES, path)
         self._check_privilege(path)
-        return self._file(partial(self._write_attribute, name, token, attribute))
+        return self._file("attribute", name, token, attribute)
 
-    def _file(self, write: _Write, *, sleeps: bool = False) -> OpenFile:
+    def _file(self, kind: str, *what: str | int, sleeps: bool = False) -> OpenFile:
         """A file; `sleeps` where it is known before that its write will."""
-        if not self._unkillable:
-            return _SimulatedFile(partial(write, may_sleep=True))
-        in_child = _in_child(partial(write, may_sleep=True))
-        return _SimulatedFile(in_child if sleeps else _awake_or(write, in_child))
+
+        def write(data: bytes) -> int:
+            if not self._unkillable:
+                return self._write(kind, *what, data, may_sleep=True)
+            if not sleeps:
+                with suppress(_WouldSleep):
+                    return self._write(kind, *what, data, may_sleep=False)
+            number = self.sleeper.call((kind, (*what, data)))
+            if number:
+                raise failure(number)
+            return len(data)
+
+        return _SimulatedFile(write)
+
+    def _write(self, kind: str, *what: Any, may_sleep: bool) -> int:
+        """A write to a file that was opened. It raises _WouldSleep where it may not and would."""
+        writes: dict[str, Callable[..., int]] = {
+            "create": self._create,
+            "remove": self._remove,
+            "attribute": self._write_attribute,
+        }
+        return writes[kind](*what, may_sleep=may_sleep)
 
     def _check_privilege(self, path: Path) -> None:
         if not self._privileged:
@@ -411,46 +424,6 @@ class SimulatedKernel(SystemCalls):
 
 class _WouldSleep(Exception):
     """A write would sleep in the kernel; nothing of it was done."""
-
-
-def _awake_or(write: _Write, otherwise: Callable[[bytes], int]) -> Callable[[bytes], int]:
-    """The same write if it need not sleep, else the other."""
-
-    def write_awake(data: bytes) -> int:
-        try:
-            return write(data, may_sleep=False)
-        except _WouldSleep:
-            return otherwise(data)
-
-    return write_awake
-
-
-def _in_child(write: Callable[[bytes], int]) -> Callable[[bytes], int]:
-    """The same write, done by a child that outlives us."""
-
-    def write_in_child(data: bytes) -> int:
-        # Before anything of it is done: killed here it never began, killed later it ends.
-        child = os.fork()
-        if child == 0:
-            os._exit(_errno_of(write, data))
-        number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if number:
-            raise failure(number)
-        return len(data)
-
-    return write_in_child
-
-
-def _errno_of(write: Callable[[bytes], int], data: bytes) -> int:
-    """What a write says, as an exit code; every errno fits one."""
-    try:
-        os.setsid()  # out of the worker's group: a signal to all of that does not find it
-        write(data)
-    except OSError as error:
-        return error.errno or errno.EIO
-    except BaseException:  # noqa: BLE001 - a forked child must not run on into its parent's code
-        return errno.EIO
-    return 0
 
 
 class _SimulatedFile(OpenFile):

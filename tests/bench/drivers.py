@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LATENCY", "floor", "locks", "made_together"]
 
+_AT_ONCE = 4  # so many writes an agent gives a parent at a time, each with a worker
+
 LATENCY = 0.1
 """Seconds that a driver takes for a create."""
 
@@ -40,7 +42,7 @@ async def floor(stage: Stage) -> list[Figure]:
 
 async def _floor(stage: Stage, by: Asker, host: str, type_: str, measure: str) -> Figure:
     each, rounds = stage.size(16, 4), stage.size(2, 1)
-    await made_together(by, host, type_, PARENTS)  # the workers are there from here on
+    await made_together(by, host, type_, PARENTS * _AT_ONCE)  # all workers are there from here on
     turns = [
         Turn([await made_together(by, host, type_, PARENTS * each)], [each * LATENCY])
         for _ in range(rounds)

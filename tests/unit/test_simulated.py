@@ -261,13 +261,49 @@ def test_a_worker_may_be_killed_anywhere(host: Path, kind: str) -> None:
 
 
 def test_only_a_write_that_sleeps_takes_a_process(host: Path) -> None:
-    """A worker whose write returns at once makes it itself, without a child."""
+    """A worker whose write returns at once makes it itself; all that sleep share one child."""
     worker = SimulatedBus(host, for_worker=True)
     create, remove = partial(worker.create, P0, "mtty-1", N1), partial(worker.remove, N1, "mtty-1")
     for write in (create, remove):
         assert "os.fork" not in calls_of(write)
     simulated.tune(host, P0, latency=0.001)
-    assert calls_of(create)["os.fork"] == 1
+
+    def more() -> None:
+        for name in (N1, N2):
+            worker.create(P0, "mtty-1", name)
+
+    assert calls_of(more)["os.fork"] == 1
+    assert {N1, N2} == set(SimulatedBus(host).scan().devices)
+
+
+def test_what_a_sleeping_write_held_is_let_go_with_it(host: Path) -> None:
+    """The child of a worker that goes on keeps no descriptor of a write that has returned."""
+    simulated.tune(host, P0, latency=0.001)
+    worker = SimulatedBus(host, for_worker=True)
+    for name in (N1, N2):
+        read, write = os.pipe()
+        worker.create(P0, "mtty-1", name)
+        os.close(write)
+        assert os.read(read, 1) == b""
+        os.close(read)
+    worker.kernel.sleeper.end()
+
+
+def test_a_killed_sleeper_is_an_error_and_no_end(host: Path) -> None:
+    """Nobody can kill the real kernel; if somebody kills this, the next write has another."""
+    simulated.tune(host, P0, latency=LONG)
+    worker = SimulatedBus(host, for_worker=True)
+    thread, results = in_thread(lambda: worker.create(P0, "mtty-1", N1))
+    kernel = SimulatedKernel(host)
+    wait_until(lambda: kernel.look().devices)
+    os.kill(worker.kernel.sleeper._pid, signal.SIGKILL)
+    thread.join(10)
+    assert results == ["EIO"]
+    simulated.tune(host, P0, latency=0.001)
+    simulated.let_go(host, N1)
+    worker.create(P0, "mtty-1", N2)
+    worker.kernel.sleeper.end()
+    assert SimulatedBus(host).scan().presence(N2) is Presence.PRESENT
 
 
 def test_a_second_device_makes_few_files(host: Path) -> None:

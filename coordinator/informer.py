@@ -185,12 +185,17 @@ class Informer:
         return Fenced(f"host {self._host}", why, "this agent enrols again")
 
     def _see_kv(self, name: Name, kv: KeyValue) -> bool:
+        if self._is_known(name, kv.mod_revision):
+            return False  # an echo of our own word, which need not be read
         return self._see(name, kv.mod_revision, read_claim(kv))
+
+    def _is_known(self, name: Name, revision: int) -> bool:
+        known = self._seen.get(name)
+        return known is not None and known.revision >= revision
 
     def _see(self, name: Name, revision: int, record: Claim | Unreadable | None) -> bool:
         """Take it if it is newer than what is known: a late event never undoes our own word."""
-        known = self._seen.get(name)
-        if known is not None and known.revision >= revision:
+        if self._is_known(name, revision):
             return False
         self._seen[name] = _Seen(revision, record)
         if not isinstance(record, Unreadable):

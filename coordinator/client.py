@@ -19,6 +19,7 @@ from coordinator.errors import (
     OutcomeUnknown,
     StoreError,
 )
+from coordinator.feeds import Feeds
 from coordinator.late import LateCopies
 from coordinator.leases import SharedLeases
 from coordinator.views import Views
@@ -66,6 +67,7 @@ class Client:
         self.claims = Claims(keys)
         self.leases = SharedLeases(store, clock)
         self.views = Views(store, keys)
+        self.feeds = Feeds(store, keys)
         self.patience, self.rng = patience, rng
         late = LateCopies(store, keys, patience=patience, rng=rng)
         self._commit = GroupCommit(store, patience=patience, rng=rng, late=late)
@@ -92,8 +94,9 @@ class Client:
         return await self._commit.idle(seconds)
 
     async def close(self) -> None:
-        """Stop sending. The store stays open: whoever made it closes it."""
+        """Stop sending and listening. The store stays open: whoever made it closes it."""
         await self._commit.close()
+        await self.feeds.close()
 
     async def explained(self, name: Name, error: MdevnsError) -> MdevnsError:
         """The error with all that can be read of why."""

@@ -6,7 +6,7 @@ parent is left.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,16 @@ from coordinator.errors import (
 from coordinator.model import Claim, Wish
 from coordinator.placement import Candidate, Strategy, place
 from coordinator.transactions import Answer
+from coordinator.views import no_such_host
 from coordinator.waiting import await_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from coordinator.client import Client
+    from coordinator.feeds import Hearer
     from coordinator.model import Name
+    from coordinator.transactions import Guard
     from coordinator.views import ParentView, Record
 
 __all__ = ["Ask", "create"]
@@ -91,19 +94,34 @@ class _Creation:
     ) -> None:
         self._client, self._ttl, self._strategy, self._told = client, ttl, strategy, told
         self._full: set[tuple[str, str, str]] = set()
+        self._guards: tuple[Guard, ...] = ()
+        self._hearer: Hearer | None = None
         self._done: dict[Name, Result] = {}
 
     async def run(self, asks: Sequence[Ask], *, wait: bool) -> list[Result]:
-        left: Sequence[Ask] = await self._on_known_hosts(asks)
+        host = _the_one_host(asks)
+        if host is not None:
+            # Who is down reserves nothing. And of whom was alive then, a watch that stands by
+            # then tells all.
+            self._guards = (self._client.claims.enrolled(host),)
+        with ExitStack() as stack:
+            if host is not None and wait:
+                names = [ask.name for ask in asks]
+                self._hearer = stack.enter_context(self._client.feeds.hearing(host, names))
+            await self._run(asks, wait=wait)
+        return [self._done[ask.name] for ask in asks]
+
+    async def _run(self, asks: Sequence[Ask], *, wait: bool) -> None:
+        hearer, left = self._hearer, asks
         while left:
             placed = await self._placed(left)
             claimed = await self._claim(placed) if placed else []
             if not wait:
                 for claim in claimed:
                     self._end(Result(claim.name, claim))
-                break
-            left = await self._await_devices(left, claimed)
-        return [self._done[ask.name] for ask in asks]
+                return
+            left = await self._await_devices(left, claimed, hearer)
+            hearer = None  # it has told of these
 
     def _end(self, result: Result) -> None:
         self._done[result.name] = result
@@ -111,26 +129,33 @@ class _Creation:
 
     # Where.
 
-    async def _on_known_hosts(self, asks: Sequence[Ask]) -> list[Ask]:
-        """The asks but for those on a host that never enrolled, which end."""
-        unknown: dict[str, NotFound] = {}
-        for host in sorted({ask.host for ask in asks if ask.host is not None}):
-            try:
-                await self._client.views.enrolled(host)
-            except NotFound as error:
-                unknown[host] = error
-        for ask in asks:
-            if ask.host in unknown:
-                self._end(Result(ask.name, error=unknown[ask.host]))
-        return [ask for ask in asks if ask.host not in unknown]
-
     async def _placed(self, asks: Sequence[Ask]) -> list[tuple[Ask, Wish]]:
         """A wish for each ask that can be placed; the others end, with the reason."""
         named = [ask for ask in asks if ask.host is not None]
-        hosts = sorted({ask.host for ask in named if ask.host is not None})
         anywhere = [ask for ask in asks if ask.host is None]
-        placed = await self._among(named, hosts) if named else []
+        placed = await self._on_named_hosts(named) if named else []
         return placed + (await self._anywhere(anywhere) if anywhere else [])
+
+    async def _on_named_hosts(self, asks: Sequence[Ask]) -> list[tuple[Ask, Wish]]:
+        """Each on its host or nowhere; those on a host that never enrolled end too."""
+        heard = None if self._hearer is None else self._hearer.parents()
+        if heard is not None:
+            placed, left = self._place(asks, heard)
+            if not left:
+                return placed  # else what was heard may be late: nobody is refused for that
+        found = await self._parents_of(sorted({ask.host for ask in asks if ask.host is not None}))
+        known = []
+        for ask in asks:
+            if ask.host is not None and found[ask.host] is None:
+                self._end(Result(ask.name, error=no_such_host(ask.host)))
+            else:
+                known.append(ask)
+        return self._among(known, [view for views in found.values() for view in views or ()])
+
+    async def _parents_of(self, hosts: Sequence[str]) -> dict[str, list[ParentView] | None]:
+        if self._hearer is not None:
+            return {self._hearer.host: await self._hearer.read_parents()}
+        return await self._client.views.parents_of(hosts)
 
     async def _anywhere(self, asks: Sequence[Ask]) -> list[tuple[Ask, Wish]]:
         """Among some hosts, and among all only for what these have no room for.
@@ -139,14 +164,15 @@ class _Creation:
         """
         hosts = await self._client.views.hosts()
         if len(hosts) <= _SOME_HOSTS:
-            return await self._among(asks, hosts)
+            return self._among(asks, await self._client.views.parents(hosts))
         some = sorted(self._client.rng.sample(hosts, _SOME_HOSTS))
         placed, left = self._place(asks, await self._client.views.parents(some))
-        return placed + (await self._among(left, hosts) if left else [])
+        if not left:
+            return placed
+        return placed + self._among(left, await self._client.views.parents(hosts))
 
-    async def _among(self, asks: Sequence[Ask], hosts: Sequence[str]) -> list[tuple[Ask, Wish]]:
-        """Among these hosts or nowhere."""
-        parents = await self._client.views.parents(hosts)
+    def _among(self, asks: Sequence[Ask], parents: Sequence[ParentView]) -> list[tuple[Ask, Wish]]:
+        """Among these parents or nowhere."""
         placed, left = self._place(asks, parents)
         for ask in left:
             error = _unplaced(ask, _fitting(parents, ask.host, ask.parent))
@@ -233,7 +259,7 @@ class _Creation:
             )
             for ask, wish in placed
         ]
-        return await client.commit(changes)
+        return await client.commit(changes, *self._guards)
 
     async def _if_mine(
         self, ask: Ask, wish: Wish, lease: int, answer: Answer, record: Record | None
@@ -252,12 +278,14 @@ class _Creation:
             bind = client.claims.bind(
                 record, wish, lease=lease, now=client.clock.now(), by=client.asked_by
             )
-            (answer,) = await client.commit([bind])
+            (answer,) = await client.commit([bind], *self._guards)
         elif isinstance(record, Claim | Hold):
             return Answer(0, error=NameTaken(ask.name, record.holder))
         return answer
 
-    async def _await_devices(self, asks: Sequence[Ask], claimed: Sequence[Claim]) -> list[Ask]:
+    async def _await_devices(
+        self, asks: Sequence[Ask], claimed: Sequence[Claim], hearer: Hearer | None
+    ) -> list[Ask]:
         """Wait for devices; returns the asks that were refused for want of room."""
         by_name = {ask.name: ask for ask in asks}
         again: list[Ask] = []
@@ -270,8 +298,14 @@ class _Creation:
             else:
                 self._end(Result(claim.name, None if error else claim, error))
 
-        await await_made(self._client.store, self._client.keys, claimed, ended)
+        await await_made(self._client.store, self._client.keys, claimed, ended, hearer)
         return again
+
+
+def _the_one_host(asks: Sequence[Ask]) -> str | None:
+    """The host that all of them name, if there is one."""
+    hosts = {ask.host for ask in asks}
+    return hosts.pop() if len(hosts) == 1 else None
 
 
 def _fitting(

@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from coordinator.keys import Keys
     from coordinator.store import KeyValue, Store
 
-__all__ = ["HostView", "ParentView", "Record", "Views", "not_found", "unreadable"]
+__all__ = [
+    "HostView",
+    "ParentView",
+    "Record",
+    "Views",
+    "no_such_host",
+    "not_found",
+    "parent_views",
+    "reads_of",
+    "unreadable",
+]
 
 _WITH_DEVICE = (ClaimState.CREATING, ClaimState.ACTIVE, ClaimState.REMOVING)
 _AT_ONCE = 16  # hosts whose claims are counted side by side
@@ -171,7 +181,7 @@ class Views:
             NotFound: it has not.
         """
         if (await self._store.range(get(self._keys.identity(host)))).first is None:
-            raise NotFound(f"host {host}", "no such host", "see: mdevns hosts")
+            raise no_such_host(host)
 
     async def parents(self, hosts: Sequence[str] | None = None) -> list[ParentView]:
         """The parents of `hosts`, or of all, in the order of host and parent."""
@@ -186,8 +196,20 @@ class Views:
             answers = iter(await self._read(ranges))
             for host in some:
                 session, parents = next(answers), next(answers)
-                views += _parent_views(host, alive=session.first is not None, kvs=parents.kvs)
+                views += parent_views(host, alive=session.first is not None, kvs=parents.kvs)
         return views
+
+    async def parents_of(self, hosts: Sequence[str]) -> dict[str, list[ParentView] | None]:
+        """The parents of each of `hosts`; None of one that never enrolled."""
+        found: dict[str, list[ParentView] | None] = {}
+        for some in batched(hosts, MAX_TXN_OPS // 3):
+            reads = [read for host in some for read in reads_of(self._keys, host)]
+            answers = iter(await self._read(reads))
+            for host in some:
+                identity, session, parents = next(answers), next(answers), next(answers)
+                views = parent_views(host, alive=session.first is not None, kvs=parents.kvs)
+                found[host] = None if identity.first is None else views
+        return found
 
     async def used(self, hosts: Iterable[str]) -> Counter[tuple[str, str]]:
         """How many devices each parent of `hosts` has, or may have, by host and parent."""
@@ -296,7 +318,7 @@ def _session(kv: KeyValue | None) -> SessionValue | None:
 def _stands(host: str, answers: Iterator[RangeResult]) -> _Standing:
     session, identity, epoch, parents = (next(answers) for _ in range(4))
     machine = None if identity.first is None else decode(identity.first, IdentityValue)
-    views = _parent_views(host, alive=True, kvs=parents.kvs)
+    views = parent_views(host, alive=True, kvs=parents.kvs)
     return _Standing(
         _session(session.first),
         machine if isinstance(machine, IdentityValue) else None,
@@ -317,13 +339,24 @@ def _held(name: Name, kv: KeyValue | None) -> tuple[Record | None, str | None]:
     return None, value.host
 
 
-def _parent_views(host: str, *, alive: bool, kvs: Iterable[KeyValue]) -> list[ParentView]:
+def reads_of(keys: Keys, host: str) -> tuple[Range, Range, Range]:
+    """The reads of a host's identity, of its session and of its parents."""
+    return get(keys.identity(host)), get(keys.session(host)), prefix(keys.parents(host))
+
+
+def parent_views(host: str, *, alive: bool, kvs: Iterable[KeyValue]) -> list[ParentView]:
+    """What the records of a host's parents say; those that cannot be read are left out."""
     values = ((last_part(kv.key), decode(kv, ParentValue)) for kv in kvs)
     return [
         ParentView(host, parent, alive, value)
         for parent, value in values
         if isinstance(value, ParentValue)
     ]
+
+
+def no_such_host(host: str) -> NotFound:
+    """The error for a host that never enrolled."""
+    return NotFound(f"host {host}", "no such host", "see: mdevns hosts")
 
 
 def not_found(name: Name) -> MdevnsError:

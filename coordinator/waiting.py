@@ -25,10 +25,11 @@ from coordinator.states import ClaimState
 from coordinator.store import FROM_NOW, MAX_TXN_OPS, Txn, get, prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
+    from coordinator.feeds import Hearer
     from coordinator.keys import Keys
-    from coordinator.store import Event, KeyValue, Range, Store
+    from coordinator.store import Event, KeyValue, Range, Store, WatchBatch
 
 __all__ = ["await_gone", "await_made"]
 
@@ -60,14 +61,25 @@ class _Pending:
         return self.now is None or self.now.adopted or self.now.state not in plainly
 
 
+def _watched(keys: Keys, host: str, names: Sequence[Name]) -> list[Range]:
+    """The session and the one claim, or all of the host's."""
+    one = len(names) == 1
+    claims = get(keys.claim(host, names[0])) if one else prefix(keys.claims(host))
+    return [claims, get(keys.session(host))]
+
+
 async def await_made(
     store: Store,
     keys: Keys,
     claims: Sequence[Claim],
     ended: Callable[[Claim, MdevnsError | None], None],
+    hearer: Hearer | None = None,
 ) -> None:
-    """Wait until each claim's device is made, or it is known why not; `ended` hears each."""
-    await _wait(store, keys, claims, _made, ended)
+    """Wait until each claim's device is made, or it is known why not; `ended` hears each.
+
+    With `hearer` the host must have been seen alive in the commits of its claims, or later.
+    """
+    await _wait(store, keys, claims, _made, ended, hearer)
 
 
 async def await_gone(
@@ -147,13 +159,20 @@ async def _wait(
     claims: Sequence[Claim],
     verdict: Verdict,
     ended: Callable[[Claim, MdevnsError | None], None],
+    hearer: Hearer | None = None,
 ) -> None:
     """Wait for claims host by host: what a host's watch tells is of that host alone."""
     by_host: dict[str, list[Claim]] = {}
     for claim in claims:
         by_host.setdefault(claim.host, []).append(claim)
-    waits = [_HostWait(store, keys, mine, verdict, ended) for mine in by_host.values()]
-    tasks = [asyncio.create_task(wait.run()) for wait in waits]
+    tasks = [
+        asyncio.create_task(
+            _HostWait(store, keys, mine, verdict, ended).run(
+                hearer if hearer is not None and hearer.host == host else None
+            )
+        )
+        for host, mine in by_host.items()
+    ]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -182,7 +201,7 @@ class _HostWait:
             for claim in claims
         }
 
-    async def run(self) -> None:
+    async def run(self, hearer: Hearer | None) -> None:
         """Watch until nothing is pending; now and then look at all of it, whatever was told.
 
         When the store is away, what becomes of the claims is not known: each is told so.
@@ -192,32 +211,35 @@ class _HostWait:
             while self._pending:
                 with suppress(Compacted, TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN):
-                        await self._watch()
+                        await (self._watch() if hearer is None else self._go_on(hearer))
+                hearer = None
         except (Unreachable, SetBack) as error:
             for one in list(self._pending.values()):
                 self._end(one, _not_known(one.name, error))
 
     async def _watch(self) -> None:
         """Watch from now on, then look at what stands: nothing falls between the two."""
-        session = get(self._keys.session(self._host))
-        async with self._store.watch([self._claims(), session], FROM_NOW) as batches:
+        watched = _watched(self._keys, self._host, list(self._pending))
+        async with self._store.watch(watched, FROM_NOW) as batches:
             await anext(batches)
-            seen = await self._look()
+            await self._hear(batches, await self._look())
+
+    async def _go_on(self, hearer: Hearer) -> None:
+        """Go on with a watch that may have stood before all claims did: then it has told all."""
+        asked = min(one.first.revision for one in self._pending.values())
+        begun = await hearer.begun()
+        await self._hear(hearer, asked if begun <= asked else await self._look())
+
+    async def _hear(self, batches: AsyncIterator[WatchBatch], seen: int) -> None:
+        """Hear of what happened after revision `seen`, up to which all is known."""
+        if not self._pending:
+            return
+        async for batch in batches:
+            events = (event for event in batch.events if event.kv.mod_revision > seen)
+            told = [each for event in events for each in self._apply(event)]
+            await self._judge(told)
             if not self._pending:
                 return
-            async for batch in batches:
-                events = (event for event in batch.events if event.kv.mod_revision > seen)
-                told = [each for event in events for each in self._apply(event)]
-                await self._judge(told)
-                if not self._pending:
-                    return
-
-    def _claims(self) -> Range:
-        """The claims that are pending, or all of the host's."""
-        names = list(self._pending)
-        if len(names) == 1:
-            return get(self._keys.claim(self._host, names[0]))
-        return prefix(self._keys.claims(self._host))
 
     def _apply(self, event: Event) -> list[_Pending]:
         """Take note of an event; returns those of whom it tells something new."""

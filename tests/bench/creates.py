@@ -117,6 +117,7 @@ async def _remote(stage: Stage, by: Asker, at: Candidate, type_: str, measure: s
             each=stage.size(_AT_ONCE, _AT_ONCE // 2),
             seconds=stage.seconds / 2,
         )
+    await client.close()
     count = calls.pop("creates")
     said = ", ".join(f"{call} {times / count:.1f}" for call, times in calls.items())
     return figure(stage.line, measure, turns, must=1.4, notes=[f"the caller's calls: {said}"])

@@ -185,6 +185,23 @@ async def test_a_bulk_create_is_one_transaction_to_reserve_and_one_to_begin(worl
     world.truth().assert_sound()
 
 
+async def test_a_create_on_a_named_host_is_one_request_once_the_host_is_watched(
+    world: World,
+) -> None:
+    """The first of a process reads and watches beside its reservation; the next only reserves."""
+    async with world.client() as (client, asked), world.agent():
+        await _create(client, _names(1))
+        first = asked.calls.copy()
+        assert (first["grant"], first["watch"], first["range"]) == (1, 1, 0), first
+        assert first["txn"] <= 3, first  # place, reserve; and a look, where the watch came late
+        await _create(client, _names(1))  # reads again, where the watch came after the read
+        asked.forget()
+        await _create(client, _names(1))
+        said = f"{asked.calls}"
+        assert (asked.calls["txn"], asked.calls["range"], asked.calls["watch"]) == (1, 0, 0), said
+    world.truth().assert_sound()
+
+
 async def _calls_of_a_start(world: World) -> tuple[dict[str, int], int]:
     """What an agent asks of the store until it has looked at everything, and how often."""
     async with world.agent() as store:

@@ -165,14 +165,16 @@ async def _wait(
     by_host: dict[str, list[Claim]] = {}
     for claim in claims:
         by_host.setdefault(claim.host, []).append(claim)
-    tasks = [
-        asyncio.create_task(
-            _HostWait(store, keys, mine, verdict, ended).run(
-                hearer if hearer is not None and hearer.host == host else None
-            )
+    waits = [
+        _HostWait(store, keys, mine, verdict, ended).run(
+            hearer if hearer is not None and hearer.host == host else None
         )
         for host, mine in by_host.items()
     ]
+    if len(waits) == 1:
+        await waits[0]  # no task, and nobody hears of its end a turn later
+        return
+    tasks = [asyncio.create_task(wait) for wait in waits]
     try:
         await asyncio.gather(*tasks)
     finally:

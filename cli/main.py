@@ -205,4 +205,7 @@ def main() -> None:
     """Run the command line."""
     # What is loaded stays: to look it through for garbage every 700 objects is a 20th of a start.
     gc.set_threshold(_GARBAGE)
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # nor is it at the end, three times over: it ends with the process

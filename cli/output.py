@@ -7,9 +7,11 @@ needs them all at once, and cuts names where the terminal ends.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
 
 from cli.drawing import Drawn
 from cli.failures import nobody_reads, printable, report
@@ -17,7 +19,7 @@ from cli.objects import json_of, text_of, yaml_of
 from cli.options import Format
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from coordinator.client import Result
     from coordinator.errors import MdevnsError
@@ -29,8 +31,7 @@ T = TypeVar("T")
 _ROWS = 500  # so many are gathered before their columns are laid out
 
 
-@dataclass(frozen=True, slots=True)
-class View(Generic[T]):
+class View(msgspec.Struct, Generic[T], frozen=True):
     """How one kind of thing is shown: in a table (without columns: no header), JSON, by name.
 
     `rows` gives all cells, those of `columns` and then those of `wide`, which `-o wide` shows.

@@ -8,9 +8,9 @@ that makes etcd refuse the whole (a lease that died, a size) fails alone.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from coordinator.errors import LeaseGone, MdevnsError, OutcomeUnknown, TooLarge
@@ -55,8 +55,7 @@ class _Caller:
             self.done.set_exception(error)
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(msgspec.Struct):
     change: Change
     caller: _Caller
     place: int

@@ -11,7 +11,6 @@ writes (or deletes) both, always: they share one revision, and no lease stays on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +22,7 @@ from coordinator.model import (
     ClaimValue,
     LastError,
     Maker,
+    Name,
     NameValue,
     OutcomeValue,
     Removal,
@@ -38,7 +38,7 @@ from coordinator.transactions import Answer, Change, Guard
 
 if TYPE_CHECKING:
     from coordinator.keys import Keys
-    from coordinator.model import Name, Wish
+    from coordinator.model import Wish
     from coordinator.store import Compare, KeyValue
 
 __all__ = ["UNTOLD", "Claims", "Failure", "Hold", "answers"]
@@ -48,8 +48,7 @@ UNTOLD = "taken"
 """The state of a holder of which a refusal brought the host and no more: its claim is elsewhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """A reservation without a host: the name alone, on a lease."""
 
     name: Name
@@ -63,8 +62,7 @@ class Hold:
         return Holder(None, None, ClaimState.RESERVED.value)
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """Why a request failed, told to whoever waits for it; `lease` bounds how long it stays.
 
     `attribute` is the vendor attribute that was refused, where it was one.

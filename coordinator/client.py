@@ -7,8 +7,9 @@ a process puts first into etcd always hangs on a lease, so that nothing that arr
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from coordinator.batch import GroupCommit
 from coordinator.claims import UNTOLD, Claims, Hold
@@ -22,6 +23,7 @@ from coordinator.errors import (
 from coordinator.feeds import Feeds
 from coordinator.late import LateCopies
 from coordinator.leases import SharedLeases
+from coordinator.model import Claim, Name
 from coordinator.views import Views
 
 if TYPE_CHECKING:
@@ -30,15 +32,13 @@ if TYPE_CHECKING:
 
     from coordinator.clock import Clock
     from coordinator.keys import Keys
-    from coordinator.model import Claim, Name
     from coordinator.store import Store
     from coordinator.transactions import Answer, Change, Guard
 
 __all__ = ["Client", "Result", "in_doubt"]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What became of one name: what stands now, or why not."""
 
     name: Name

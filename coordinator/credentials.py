@@ -11,9 +11,10 @@ import ipaddress
 import os
 import ssl
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from coordinator.errors import Misconfigured
 
@@ -30,8 +31,7 @@ _Signature = tuple[tuple[int, int, int], ...]
 """Of each file: inode, size, time of change in nanoseconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     """Where they lie; None: there is none.
 
     `cacert` has the certificates (PEM) of who may sign etcd's, the system's own where there is

@@ -5,9 +5,10 @@ Nothing here speaks to anything: configurations are checked with it, without gRP
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
+
+import msgspec
 
 from coordinator.errors import Misconfigured
 
@@ -19,8 +20,7 @@ __all__ = ["Endpoint", "parse_endpoints"]
 _HINT = "write it as http://host:port or https://host:port"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """The address of an etcd server; `secure` is https."""
 
     host: str

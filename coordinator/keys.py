@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
+
+import msgspec
 
 __all__ = ["Keys", "last_part"]
 
 
-@dataclass(frozen=True)
-class Keys:
+class Keys(msgspec.Struct, frozen=True, dict=True):
     """The keys of one cluster, all under `/mdevns/<cluster>/`.
 
     `names` is the namespace: one flat index, so that a create anywhere meets a create

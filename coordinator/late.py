@@ -12,9 +12,9 @@ It costs a commit where an answer was lost, and nothing where none was.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from coordinator.errors import (
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["LateCopies"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+class _Sent(msgspec.Struct, frozen=True):
     """Of one transaction: a lease that it names, and the key that refuses it while that lives."""
 
     key: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from coordinator.clock import Clock
@@ -23,8 +24,7 @@ _SHARE = 0.05
 _SHARE_AT_LEAST = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Granted:
+class _Granted(msgspec.Struct, frozen=True):
     id: int
     until: float  # boottime until which it gives what it promises
 

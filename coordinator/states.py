@@ -7,10 +7,11 @@ are made from this table. Run `python -m coordinator.states` to print it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,8 +69,7 @@ class Actor(StrEnum):
     TIME = "time"  # etcd, when a lease expires
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True):
     """Where an event leads, and who may cause it.
 
     `to` has two entries where the claim's persistence decides. `during_hold` says whether it

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from coordinator.claims import Hold
 from coordinator.errors import Holder, MdevnsError, NotFound
@@ -27,7 +29,7 @@ from coordinator.states import ClaimState
 from coordinator.store import MAX_TXN_OPS, Range, RangeResult, Txn, get, pages, prefix
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from coordinator.keys import Keys
     from coordinator.store import KeyValue, Store
@@ -51,8 +53,7 @@ Record = Claim | Hold | Unreadable
 """What a name can be held by."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostView:
+class HostView(msgspec.Struct, frozen=True):
     """A host: whether its agent is seen, and how many claims it has in which state.
 
     `free` is how many devices more its parents say they have room for: of each parent the
@@ -77,8 +78,7 @@ class HostView:
         return sum(self.claims.get(state, 0) for state in _WITH_DEVICE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Standing:
+class _Standing(msgspec.Struct, frozen=True):
     """What a host's own records say."""
 
     session: SessionValue | None
@@ -87,8 +87,7 @@ class _Standing:
     free: int
 
 
-@dataclass(frozen=True, slots=True)
-class ParentView:
+class ParentView(msgspec.Struct, frozen=True):
     """A parent of a host and its types; `alive` is its host's."""
 
     host: str

@@ -6,10 +6,10 @@ import asyncio
 import os
 import random
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from coordinator.credentials import Credentials
 from coordinator.embedded import EmbeddedEtcd, free_ports

@@ -54,14 +54,15 @@ _PARTS = (
     ("prometheus_client", "metrics"),
 )
 """Files by a part of their path, and what they are called."""
+_TOLD = 2000  # characters of what one said that has ended
 _WHOLE = 120.0  # seconds in which a host is to have its devices
 
 
 class Fleet:
     """The bench's end of a process of hosts."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process, self._log = process, log
 
     async def hear(self) -> str:
         """The next that it says; waits for it.
@@ -71,7 +72,8 @@ class Fleet:
         """
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
-        assert line, "a process of hosts has ended by itself"
+        said = "" if line else self._log.read_text(errors="replace")[-_TOLD:]
+        assert line, f"a process of hosts has ended by itself:\n{said}"
         return line.decode().strip()
 
     def say(self, word: str) -> None:
@@ -128,7 +130,7 @@ async def fleets(
                     cwd=_ROOT,
                     env=os.environ | {"PYTHONPATH": str(_ROOT)},
                 )
-                found.append(Fleet(process))
+                found.append(Fleet(process, stage.directory / "fleet.log"))
         for fleet in found:
             assert await fleet.hear() == "made"
         yield found

@@ -61,7 +61,7 @@ __all__ = ["Call", "Definition", "Mdevctl"]
 _log = structlog.get_logger()
 
 _BY = "mdevctl"
-_SETTLED = 5.0  # seconds for which mdevctl is kept until its claim has followed the device
+_SETTLED = 5.0  # seconds for which mdevctl is kept, after and before, until its claim has followed
 _DEFINITIONS = Path("/etc/mdevctl.d")
 
 
@@ -119,6 +119,7 @@ class Mdevctl:
         """
         if call.event == "pre" and call.action in self._before:
             await self._local.started()
+            await self._caught_up(parse_name(call.name))
             await self._before[call.action](_asked(call), maker_of(call.holder))
         elif call.event == "post" and call.action in self._after:
             await self._after[call.action](_asked(call), call.holder, call.state == "success")
@@ -344,6 +345,20 @@ class Mdevctl:
 
         if self._local.store_answers:
             await self._local.until(has_left, _SETTLED)
+
+    async def _caught_up(self, name: Name) -> None:
+        """Wait until the claim has followed what mdevctl did before: it may not have, when told.
+
+        Not while somebody is at it: then it is busy.
+        """
+
+        def has_followed() -> bool:
+            claim = self._local.claim(name)
+            if claim is None or claim.maker is None:
+                return True
+            return self._local.parts.makers.may_write(name, claim)
+
+        await self._local.until(has_followed, _SETTLED)
 
     async def _is_absent(self, name: Name) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
 from tests.support.faulty import Fate, FaultyStore
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -247,6 +247,24 @@ async def test_a_stopped_persistent_device_stays_defined(host: Host) -> None:
         assert host.is_in(DEFINED)
         await mdevctl.start()
         assert host.is_in(ACTIVE)
+
+
+async def test_what_follows_a_stop_waits_until_the_claim_has_followed(host: Host) -> None:
+    """A store that is slow to hear of the end makes nothing busy that is over."""
+    away = Away(host)
+    async with tool(host) as mdevctl:
+        await mdevctl.define()
+        await mdevctl.start()
+        await mdevctl.pre("stop")
+        away.is_away = True
+        simulated.remove(host.directory, NAME)
+        told = asyncio.create_task(mdevctl.post("stop"))
+        asked = asyncio.create_task(mdevctl.pre("undefine"))
+        await asyncio.wait([asked], timeout=0.1)
+        assert not asked.done()
+        away.is_away = False
+        await asyncio.gather(asked, told)
+        assert host.is_in(DEFINED)
 
 
 async def test_a_stop_that_failed_leaves_the_device_as_it_was(host: Host) -> None:

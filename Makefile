@@ -29,6 +29,8 @@ MADE := .venv/made
 # Which of the deliberate defects are tried, and whether by each kind of test.
 ALL ?=
 ONLY ?=
+# Seconds for one test of the lab, its guests' boot included: what waits in it has its own deadline.
+LAB_S := 900
 # The files of tests/lab that run beside the others.
 LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
@@ -70,9 +72,9 @@ lab: $(MADE)  ## the same on real kernels, in QEMU guests
 	@.venv/bin/python -m deploy.lab build
 	said=$$(mktemp) beside=
 	trap '[[ -z $$beside ]] || kill $$beside; rm -f "$$said"' EXIT
-	.venv/bin/pytest -v $(LAB_BESIDE) >"$$said" 2>&1 & beside=$$!
+	.venv/bin/pytest -v -o timeout=$(LAB_S) $(LAB_BESIDE) >"$$said" 2>&1 & beside=$$!
 	failed=0
-	.venv/bin/pytest -v tests/lab $(LAB_BESIDE:%=--ignore=%) || failed=1
+	.venv/bin/pytest -v -o timeout=$(LAB_S) tests/lab $(LAB_BESIDE:%=--ignore=%) || failed=1
 	wait $$beside || failed=1
 	beside=
 	cat "$$said"

@@ -31,8 +31,6 @@ ALL ?=
 ONLY ?=
 # Seconds for one test of the lab, its guests' boot included: what waits in it has its own deadline.
 LAB_S := 900
-# The files of tests/lab that run beside the others.
-LAB_BESIDE := tests/lab/test_mdevctl.py tests/lab/test_stories.py
 
 .PHONY: .venv bench chaos check clean constraints demo explore help kernel lab man mutants pictures sim test
 
@@ -66,19 +64,9 @@ explore: $(MADE)  ## every interleaving of one name, and STATES=… of two (JOBS
 	@.venv/bin/python -m tests.model --names 1 --processes $(JOBS)
 	.venv/bin/python -m tests.model --names 2 --states $(STATES)
 
-# Two runs side by side, each with three guests of its own: one guest at a time is at work in each.
-# What the second says comes when it is over, or lines would mix.
 lab: $(MADE)  ## the same on real kernels, in QEMU guests
 	@.venv/bin/python -m deploy.lab build
-	said=$$(mktemp) beside=
-	trap '[[ -z $$beside ]] || kill $$beside; rm -f "$$said"' EXIT
-	.venv/bin/pytest -v -o timeout=$(LAB_S) $(LAB_BESIDE) >"$$said" 2>&1 & beside=$$!
-	failed=0
-	.venv/bin/pytest -v -o timeout=$(LAB_S) tests/lab $(LAB_BESIDE:%=--ignore=%) || failed=1
-	wait $$beside || failed=1
-	beside=
-	cat "$$said"
-	exit $$failed
+	.venv/bin/pytest -v -o timeout=$(LAB_S) tests/lab
 
 # RUNS schedules of fresh seeds, JOBS at a time; or one seed, or a file of schedules, again.
 sim: $(MADE)  ## search by simulation (RUNS=2000 JOBS=2), or play again: SEED=… (LOG=1 says all)

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 ETCD = ("10.0.2.101:2379", "10.0.2.102:2379", "10.0.2.103:2379")
 ENDPOINTS = ",".join(f"http://{address}" for address in ETCD)
 BOOT_S = 120.0
-COMMAND_S = 60.0
+# Seconds. On a busy machine an emulated guest takes over a minute to load a command or an agent.
+COMMAND_S = 240.0
 _CODE = "/opt/mdevns/code"
 _PID1 = f"{_CODE}/deploy/lab/inside/pid1.py"
 _CONSOLE_LINES = 40
@@ -454,7 +455,7 @@ def wait_for(
     condition: Callable[[], object],
     *,
     what: str,
-    timeout: float = 30.0,
+    timeout: float = COMMAND_S,
     guests: Iterable[Guest] = (),
 ) -> None:
     """Ask again and again until a condition holds. Raises GuestTimeout, with their consoles."""

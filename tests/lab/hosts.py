@@ -13,7 +13,7 @@ import grpc
 from etcd3 import etcdrpc
 
 from deploy.lab.errors import GuestError
-from deploy.lab.guest import wait_for
+from deploy.lab.guest import COMMAND_S, wait_for
 from deploy.lab.mdev import BUS, Mdev
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Host", "Record", "Records"]
 
-# Seconds. On a busy machine an emulated guest takes over a minute to load an agent alone.
-DEADLINE = 240.0
+DEADLINE = COMMAND_S
 MEMBER_DEADLINE = 15.0  # seconds, until another member is asked
 # Long enough for an agent that was killed to be back before whoever waits is told that it is gone.
 SESSION_TTL = "60"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cli.callout import BOOTED_IN
 from deploy.lab.guest import wait_for
 from tests.lab.hosts import DEADLINE, Host, Records
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab
 
-# Seconds in which the agent has seen what went past the callout: it takes less than two where
-# nothing else runs, and has nothing but events and a look every two seconds to see it by.
-SOON = 20.0
 BASES = {"1.2.0": "/etc/mdevctl.d", "1.4.0": "/usr/lib/mdevctl"}
 PARENT, TYPE = "mtty", "mtty-2"
 
@@ -132,7 +128,7 @@ def wait_for_state(records: Records, mdevctl: Tool, name: str, state: str | None
     wait_for(
         lambda: records.state(mdevctl.host.name, name) == state,
         what=f"the claim to be {state or 'gone'}",
-        timeout=SOON,
+        timeout=DEADLINE,
     )
 
 
@@ -234,7 +230,7 @@ def test_what_goes_past_the_callout_is_noticed(
     wait_for(
         lambda: name in records.findings(elsewhere.host.name),
         what="the conflict to be reported",
-        timeout=SOON,
+        timeout=DEADLINE,
     )
     assert records.findings(elsewhere.host.name)[name].value["kind"] == "conflict"
     assert elsewhere.host.mdev.devices() == [name]
@@ -341,9 +337,8 @@ def test_autostart_comes_back_without_etcd(
     etcd_stopped()
     guest.reboot()
     host.start(cut_off=True)
-    # On a busy machine the agent itself takes a minute to start, beside four of udev's mdevctl. How
-    # long they may wait for it is the callout's to say.
-    wait_for(lambda: host.mdev.devices() == [name], what="its device", timeout=BOOTED_IN)
+    # How long the four of udev's mdevctl may wait for the agent is the callout's to say.
+    wait_for(lambda: host.mdev.devices() == [name], what="its device", timeout=DEADLINE)
     for args in (("start", "-u", stopped), start(new)):
         refused = mdevctl.run(*args)
         assert (refused.rc, "EHOSTUNREACH: " in refused.stderr) == (1, True), refused

@@ -91,17 +91,19 @@ class Claims:
     # Taking a free name.
 
     def reserve(
-        self, name: Name, request: str, wish: Wish | None, *, lease: int, now: str, by: str | None
+        self, name: Name, request: str, wish: Wish, *, lease: int, now: str, by: str | None
     ) -> Change:
-        """free → reserved: hold a name for a host that shall make it, or (no wish) for none.
+        """free → reserved: for a host that shall make it.
 
         Refused as NameTaken when anybody else has it. The same request again is answered
         with what stands, so that a lost answer does no harm.
         """
-        if wish is None:
-            return self._take(ClaimEvent.RESERVE, name, request, None, None, lease=lease)
         value = _wished(wish, ClaimState.RESERVED, request, now, by)
         return self._take(ClaimEvent.RESERVE, name, request, wish.host, value, lease=lease)
+
+    def hold(self, name: Name, request: str, *, lease: int) -> Change:
+        """free → reserved: for no host. Refused, and asked for again, as `reserve`."""
+        return self._take(ClaimEvent.RESERVE, name, request, None, None, lease=lease)
 
     def claim(
         self,

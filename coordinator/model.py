@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import uuid
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
@@ -55,7 +54,6 @@ __all__ = [
     "parse_request",
     "random_name",
     "read_claim",
-    "timestamp",
 ]
 
 SCHEMA = 1
@@ -130,11 +128,6 @@ def parse_attribute(text: str) -> tuple[str, str]:
     if len(value.encode()) >= _PAGE or "\0" in value:
         raise InvalidValue(key, "the value does not fit one write", "at most 4095 bytes, no NUL")
     return key, value
-
-
-def timestamp(now: datetime) -> str:
-    """RFC 3339 in UTC, to the microsecond, so that two writes of one process differ."""
-    return now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -32,11 +32,7 @@ async def reserve(client: Client, names: Sequence[Name], *, request: str, ttl: i
     The same request for the same name again is answered as the first was.
     """
     lease = await client.leases.get(ttl)
-    now = client.clock.now()
-    changes = [
-        client.claims.reserve(name, request, None, lease=lease, now=now, by=client.asked_by)
-        for name in names
-    ]
+    changes = [client.claims.hold(name, request, lease=lease) for name in names]
     answers = await client.commit(changes)
     return [
         await client.result(name, answer, Hold(name, request, answer.revision, lease))

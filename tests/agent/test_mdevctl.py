@@ -355,7 +355,7 @@ async def test_what_mdevctl_knows_nothing_of_is_not_given_up_by_its_failures(hos
         wanted = Wish(host=HOST, parent=host.parents[0], type=TYPE, persistent=True)
         lease = host.desk.core.grant(60).id
         claims = host.desk.claims
-        await host.desk.make(claims.reserve(NAME, "r", None, lease=lease, now="t", by=None))
+        await host.desk.make(claims.hold(NAME, "r", lease=lease))
         taken = host.desk.kv(host.desk.keys.name(NAME))
         assert taken is not None
         hold = Hold(NAME, "r", taken.mod_revision, lease)

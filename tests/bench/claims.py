@@ -127,9 +127,7 @@ async def bulk(stage: Stage) -> list[Figure]:
 
 
 def _reservation(by: Asker, name: Name) -> Change:
-    client = by.client
-    now = client.clock.now()
-    return client.claims.reserve(name, _REQUEST, None, lease=1, now=now, by=client.asked_by)
+    return by.client.claims.hold(name, _REQUEST, lease=1)
 
 
 async def _reserved(by: Asker, names: Sequence[Name]) -> None:

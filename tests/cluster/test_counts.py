@@ -331,13 +331,8 @@ async def test_one_bad_request_among_many_fails_alone(world: World) -> None:
         await store.revoke(dead.id)
         store.forget()
         changes = [
-            client.claims.reserve(
-                name,
-                f"r-{name[:8]}",
-                None,
-                lease=dead.id if name == names[20] else good.id,
-                now=client.clock.now(),
-                by=None,
+            client.claims.hold(
+                name, f"r-{name[:8]}", lease=dead.id if name == names[20] else good.id
             )
             for name in names
         ]

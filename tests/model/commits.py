@@ -212,15 +212,16 @@ def _taking(recipe: Recipe) -> Change:
     )
 
 
-def _operators(recipe: Recipe) -> Change:  # noqa: C901, PLR0911 - one request a line
+def _operators(recipe: Recipe) -> Change:  # noqa: C901, PLR0911, PLR0912 - one request a line
     """The change of an operator's recipe."""
     claim, wish = recipe.claim, _wish(recipe)
     hold = Hold(NAME, "r", CURRENT, LEASE)
     held: Claim | Hold = claim or hold
     match recipe.what:
         case "reserve":
-            asked = None if recipe.wish == "hold" else wish
-            return _CLAIMS.reserve(NAME, "r", asked, lease=OTHER_LEASE, now=TIME, by=None)
+            if recipe.wish == "hold":
+                return _CLAIMS.hold(NAME, "r", lease=OTHER_LEASE)
+            return _CLAIMS.reserve(NAME, "r", wish, lease=OTHER_LEASE, now=TIME, by=None)
         case "bind":
             return _CLAIMS.bind(hold, wish, lease=OTHER_LEASE, now=TIME, by=None)
         case "define":

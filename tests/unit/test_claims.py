@@ -29,7 +29,7 @@ def desk() -> Desk:
 
 def hold(desk: Desk, request: str = "r") -> Change:
     lease = desk.core.grant(60).id
-    return desk.claims.reserve(NAME, request, None, lease=lease, now="t", by=None)
+    return desk.claims.hold(NAME, request, lease=lease)
 
 
 async def test_of_two_hosts_that_ask_for_one_name_the_second_is_told_who_has_it(

@@ -178,7 +178,7 @@ async def test_a_copy_on_two_leases_is_refused_by_the_one_that_lives() -> None:
     late = LateCopies(faulty, desk.keys, patience=5.0, rng=rng)
     short, long = await desk.store.grant(5), await desk.store.grant(1000)
     changes = [
-        desk.claims.reserve(Name(name), "r", None, lease=lease.id, now="t", by=None)
+        desk.claims.hold(Name(name), "r", lease=lease.id)
         for name, lease in ((NAME, short), (OTHER, long))
     ]
     assert all(answer.error is None for answer in await late.transact((), changes))

@@ -38,7 +38,7 @@ def test_126_reservations_fit_one_transaction_and_etcd_takes_them() -> None:
 def test_a_name_is_in_a_transaction_once() -> None:
     """etcd refuses a key that is put twice, so the second change goes into the next one."""
     desk = Desk()
-    same = [desk.claims.reserve(NAME, "r", None, lease=0, now="t", by=None)] * 3
+    same = [desk.claims.hold(NAME, "r", lease=0)] * 3
     assert [len(group) for group in chunks(same)] == [1, 1, 1]
 
 

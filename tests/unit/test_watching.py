@@ -51,9 +51,7 @@ def folded(desk: Desk, fold: Fold, since: int) -> list[Change]:
 
 async def _held(desk: Desk, which: Name) -> Hold:
     lease = desk.core.grant(60).id
-    (answer,) = await desk.make(
-        desk.claims.reserve(which, "r", None, lease=lease, now="t", by=None)
-    )
+    (answer,) = await desk.make(desk.claims.hold(which, "r", lease=lease))
     return Hold(which, "r", answer.revision, lease)
 
 
@@ -78,7 +76,7 @@ async def test_a_name_without_a_host_is_told_too(desk: Desk) -> None:
     """A reservation is a name alone; that it lapses is a delete of it, all of one lease each."""
     fold, start = Fold(desk.keys), desk.core.revision
     first = await _held(desk, name(1))
-    change = desk.claims.reserve(name(2), "r", None, lease=first.lease, now="t", by=None)
+    change = desk.claims.hold(name(2), "r", lease=first.lease)
     await desk.make(change)
     assert [told(each) for each in folded(desk, fold, start)] == [
         ("put", name(1), None),

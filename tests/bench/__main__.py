@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import logs
-from coordinator.embedded import EmbeddedEtcd, find_etcd
+from coordinator.embedded import find_etcd
 from tests.bench.figures import Stage
 from tests.bench.lines import LINES, chosen, measured
 from tests.bench.report import print_table, save
+from tests.bench.served import own_etcd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +74,7 @@ def _tried(line: Line, directory: Path, figures: list[Figure], *, quick: bool) -
     own = directory / line.key
     own.mkdir()
     try:
-        with EmbeddedEtcd() as etcd:
+        with own_etcd() as etcd:
             stage = Stage(
                 line=line.key,
                 endpoint=etcd.endpoint,

@@ -25,7 +25,7 @@ _WARM = 0.1  # seconds
 async def measure(stage: Stage) -> list[Figure]:
     """Names a second, through group commit and through one transaction each."""
     fresh = new_names()
-    lasting, rounds = 0.25 if stage.quick else 1.0, stage.size(5, 3)
+    lasting, rounds = 0.25 if stage.quick else 1.0, stage.size(5, 2)
     figures = []
     async with asker(stage) as by:
         lease = await by.raw.grant(TTL)

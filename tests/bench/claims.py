@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING
 from agent.metered import MeteredStore
 from agent.metrics import Metrics
 from coordinator.batch import GroupCommit
-from coordinator.etcd.messages import txn_request
 from coordinator.model import Wish
 from coordinator.reserving import reserve as reserve_names
 from coordinator.store import Put, Txn
-from coordinator.transactions import transaction
 from tests.bench.asking import TTL, asker, new_names
-from tests.bench.raw import taking
 from tests.bench.shares import shares
 from tests.bench.turns import figure, one_by_one, p50, p99
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from coordinator.model import Name
-    from coordinator.transactions import Change, Guard
+    from coordinator.transactions import Change
     from tests.bench.asking import Asker
     from tests.bench.figures import Figure, Stage
-    from tests.bench.turns import Turn
 
 __all__ = ["AT_ONCE", "bulk", "claim", "reserve"]
 
@@ -63,26 +59,11 @@ async def claim(stage: Stage) -> list[Figure]:
 
         turns = await one_by_one(ours, theirs, rounds=rounds, each=each, seconds=stage.seconds)
         await commit.close()
-        raw = p50([seconds for turn in turns for seconds in turn.theirs])
-        notes = await shares(by, guards, change, raw)
-        sent_raw = await _sent_raw(stage, by, guards, change)
+        notes = await shares(stage, by, guards, change)
     return [
         figure(stage.line, "p50", turns, by=p50, must=1.15, notes=notes),
         figure(stage.line, "p99", turns, by=p99, must=1.3),
-        figure(stage.line, "the same message as ours, sent raw, p50", sent_raw),
     ]
-
-
-async def _sent_raw(
-    stage: Stage, by: Asker, guards: Sequence[Guard], change: Callable[[], Change]
-) -> list[Turn]:
-    """The very messages that we would send, made before and sent raw: what etcd has to do more."""
-    rounds, each = stage.size(3, 3), stage.size(200, 30)
-    ours = iter([txn_request(transaction(guards, [change()])) for _ in range(rounds * each)])
-    theirs = iter([taking(by.apart(change())) for _ in range(rounds * each)])
-    return await one_by_one(
-        lambda: by.raw.txn(next(ours)), lambda: by.raw.txn(next(theirs)), rounds=rounds, each=each
-    )
 
 
 async def reserve(stage: Stage) -> list[Figure]:

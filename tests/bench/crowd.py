@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from coordinator.embedded import EmbeddedEtcd
 from coordinator.keys import Keys
 from coordinator.sequences import batched
 from tests.bench.filling import boot_id, fill, host_name, puts
 from tests.bench.fleet import fleets, start
 from tests.bench.raw import connect
-from tests.bench.served import cpu_seconds, metrics
+from tests.bench.served import cpu_seconds, metrics, own_etcd
 from tests.bench.turns import Turn, figure
 from tests.bench.windows import window
 
@@ -87,10 +86,10 @@ class _Agents:
 
 async def measure(stage: Stage) -> list[Figure]:
     """Let agents idle, many and few, and let a host be busy among the many."""
-    with EmbeddedEtcd() as other:
+    with own_etcd() as other:
         alone = await _share(other.pid, stage.size(3, 1))
         few = _Agents(stage, other.endpoint, other.pid, _FEW)
-        crowd = _Agents(stage, stage.endpoint, stage.server, stage.size(1000, 50))
+        crowd = _Agents(stage, stage.endpoint, stage.server, stage.size(1000, 30))
         async with few.idle(), crowd.idle():
             return [
                 await _idle(stage, crowd, few, alone),

@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from coordinator.embedded import EmbeddedEtcd
 from coordinator.reserving import reserve
 from tests.bench.asking import asker, new_names
 from tests.bench.filling import fill
+from tests.bench.served import own_etcd
 from tests.bench.turns import figure, one_by_one, p50
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ async def measure(stage: Stage) -> list[Figure]:
     """Reserve one name with so many in the cluster, and with few."""
     count = stage.size(_MANY, _SOME)
     async with AsyncExitStack() as stack:
-        large = stack.enter_context(EmbeddedEtcd(extra=_FLAGS))
+        large = stack.enter_context(own_etcd(*_FLAGS))
         few = await stack.enter_async_context(_reserving(stage, _FEW))
         began = time.monotonic()
         many = await stack.enter_async_context(

@@ -1,8 +1,12 @@
-"""Where a claim's time goes between its caller and the stub: each part timed alone."""
+"""Where a claim's time goes between its caller and etcd: step by step, each a way of its own.
+
+Parts timed alone and over and over are warm and take a tenth of what they take here, where the
+process sleeps until etcd answers and other code has run meanwhile.
+"""
 
 from __future__ import annotations
 
-import statistics
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -11,71 +15,70 @@ from agent.metrics import Metrics
 from coordinator.batch import GroupCommit
 from coordinator.etcd.messages import txn_request, txn_result
 from coordinator.transactions import transaction
+from tests.bench.turns import p50
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable
 
-    from coordinator.store import Store, Txn, TxnResult
     from coordinator.transactions import Change, Guard
     from tests.bench.asking import Asker
+    from tests.bench.figures import Stage
+    from tests.bench.turns import Once
 
 __all__ = ["shares"]
 
-_TIMES, _ROUNDS = 100, 9
-
-
-class _Answered(MeteredStore):
-    """Answers a transaction with what another one was answered, at once."""
-
-    def __init__(self, inner: Store, result: TxnResult) -> None:
-        super().__init__(inner, Metrics())
-        self._result = result
-
-    async def txn(self, txn: Txn) -> TxnResult:
-        del txn
-        return self._result
-
 
 async def shares(
-    by: Asker, guards: Sequence[Guard], change: Callable[[], Change], raw: float
+    stage: Stage, by: Asker, guards: tuple[Guard, ...], change: Callable[[], Change]
 ) -> list[str]:
-    """What the parts of one claim take, as multiples of `raw` seconds, in words."""
-    one = change()
-    txn = transaction(guards, [one])
-    reply = await by.raw.txn(txn_request(txn))
-    answered = _Answered(by.store, txn_result(reply, reply.header.revision))
-    commit = GroupCommit(answered, patience=None, rng=by.client.rng)
-    metered = MeteredStore(answered, Metrics())
+    """What a claim takes up to each step, as multiples of one raw transaction, in words."""
+    rounds, each = stage.size(5, 2), stage.size(100, 20)
+    count = rounds * each
+    raw = iter([by.apart(change()) for _ in range(count)])
+    messages = iter([txn_request(transaction(guards, [change()])) for _ in range(count)])
+    to_build, to_send = (
+        iter([transaction(guards, [change()]) for _ in range(count)]) for _ in range(2)
+    )
+    to_gather, to_count = (iter([change() for _ in range(count)]) for _ in range(2))
+    gathered = GroupCommit(by.store, patience=None, rng=by.client.rng)
+    counted = GroupCommit(MeteredStore(by.store, Metrics()), patience=None, rng=by.client.rng)
 
-    async def made() -> None:
-        change()
-
-    async def in_messages() -> None:
-        txn_request(txn)
+    async def built_and_read() -> None:
+        reply = await by.raw.txn(txn_request(next(to_build)))
         txn_result(reply, reply.header.revision)
 
-    parts = {
-        "the change and its values": await _least(made),
-        "protobuf messages": await _least(in_messages),
-        "group commit (a future, a task, two turns of the loop)": await _least(
-            lambda: commit.change(tuple(guards), one)
-        ),
-        "metrics": await _least(lambda: metered.txn(txn)),
+    ways: dict[str, Once] = {
+        "raw": lambda: by.raw.take(next(raw)),
+        "our message, made before": lambda: by.raw.txn(next(messages)),
+        "built and read by us": built_and_read,
+        "through the store": lambda: by.store.txn(next(to_send)),
+        "and group commit": lambda: gathered.change(guards, next(to_gather)),
+        "and metrics": lambda: counted.change(guards, next(to_count)),
+        "and the change made": lambda: counted.change(guards, change()),
     }
-    await commit.close()
-    said = ", ".join(f"{what} {seconds / raw:.2f}" for what, seconds in parts.items())
-    rest = (
-        "the store's deadline and history, and that nothing is warm when a turn of the loop comes"
-    )
-    return [f"of one raw transaction: {said}; the rest is {rest}"]
+    found = await _side_by_side(ways, rounds=rounds, each=each)
+    for commit in (gathered, counted):
+        await commit.close()
+    theirs = found.pop("raw")
+    ratios = {
+        way: p50([ours / bare for ours, bare in zip(times, theirs, strict=True)])
+        for way, times in found.items()
+    }
+    said = ", ".join(f"{way} {ratio:.2f}" for way, ratio in ratios.items())
+    return [f"of one raw transaction, up to each step: {said}"]
 
 
-async def _least(once: Callable[[], Awaitable[object]]) -> float:
-    """Seconds that one takes, in the quietest of some rounds."""
-    rounds = []
-    for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        for _ in range(_TIMES):
-            await once()
-        rounds.append((time.perf_counter() - began) / _TIMES)
-    return statistics.median(sorted(rounds)[: _ROUNDS // 2])
+async def _side_by_side(ways: dict[str, Once], *, rounds: int, each: int) -> dict[str, list[float]]:
+    """The middle one of `each` times that each way took in a round; always another way is next."""
+    rng = random.Random(rounds)
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(each):
+            for way in rng.sample(list(ways), len(ways)):
+                began = time.perf_counter()
+                await ways[way]()
+                times[way].append(time.perf_counter() - began)
+        for way, seconds in times.items():
+            found[way].append(p50(seconds))
+    return found

@@ -254,7 +254,8 @@ class Scripts:
         """The script for this version and this socket."""
         first, _, rest = _SOURCE.read_text(encoding="utf-8").partition("\n")
         said = f"# mdevns {__version__} put this here (mdevns mdevctl install); edits are lost.\n"
-        return f"{first}\n{said}" + _SOCKET.sub(f"SOCKET = {json.dumps(str(self.socket))}", rest, 1)
+        socket = f"SOCKET = {json.dumps(str(self.socket))}"
+        return f"{first}\n{said}" + _SOCKET.sub(lambda _: socket, rest, count=1)
 
     @property
     def _usr(self) -> Path:

@@ -12,6 +12,7 @@ from cli.scripts import Scripts
 from coordinator import __version__
 from coordinator.errors import NotFound
 from coordinator.fitness import Level
+from tests.support.local_http import served
 from tests.support.mdevctl_root import Root
 
 if TYPE_CHECKING:
@@ -192,6 +193,17 @@ def test_what_is_stale_or_edited_is_told_and_mended(root: Root) -> None:
     assert faults(root) == []
     root.notifier.unlink()
     assert [kind for kind, _ in faults(root)] == ["notifier"]
+
+
+@pytest.mark.parametrize("folder", ["ä", 'a"b', "a\\1", "a\\n"])
+def test_the_agents_socket_may_lie_anywhere(new: Root, folder: str) -> None:
+    """The callout has its path as it is, whatever is in it."""
+    (new.path / folder).mkdir()
+    scripts = Scripts(new.path, new.path / folder / "agent.sock")
+    list(scripts.install())
+    with served(scripts.socket) as agent:
+        assert new.call("pre", "start").returncode == 0
+    assert agent.heard == [("pre", "start", "none")]
 
 
 def test_a_host_without_python_is_told(root: Root) -> None:

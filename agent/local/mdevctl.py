@@ -122,9 +122,16 @@ class Mdevctl:
             await self._caught_up(parse_name(call.name))
             await self._before[call.action](_asked(call), maker_of(call.holder))
         elif call.event == "post" and call.action in self._after:
-            await self._after[call.action](_asked(call), call.holder, call.state == "success")
-        elif self._local.enrolment is not None:
-            self._local.enrolment.reconciler.poke((parse_name(call.name),))
+            try:
+                await self._after[call.action](_asked(call), call.holder, call.state == "success")
+            finally:  # the notifier does not tell once more, unless another script was asked
+                self._look_at(parse_name(call.name))
+        else:
+            self._look_at(parse_name(call.name))
+
+    def _look_at(self, name: Name) -> None:
+        if self._local.enrolment is not None:
+            self._local.enrolment.reconciler.poke((name,))
 
     # Before an action.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import os
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 
 from agent import simulated
 from agent.local.mdevctl import Call, Definition, Mdevctl
+from agent.simulated import PipeWatcher, SimulatedBus
 from coordinator.claims import Hold
 from coordinator.errors import InUse, InvalidValue, NameTaken, NotFound, TryAgain, Unreachable
 from coordinator.model import Wish
@@ -100,13 +102,17 @@ async def tool(
     *,
     enrols: bool = True,
     starts: bool = False,
+    rescan: float = 0.2,
     own: asyncio.subprocess.Process | None = None,
 ) -> AsyncIterator[Tool]:
     """mdevctl on a host whose agent runs, or has found the store away, or just `starts`.
 
     Its `own` process outlives this.
     """
-    async with process() as made, host.agent(enrols=enrols and not starts) as agent:
+    async with (
+        process() as made,
+        host.agent(enrols=enrols and not starts, rescan=rescan) as agent,
+    ):
         if not starts:
             agent.local.starting = 0.0
             local = agent.local
@@ -414,6 +420,35 @@ async def test_what_is_no_word_of_ours_is_noted(host: Host) -> None:
         for event, action in (("notify", "start"), ("get", "attributes"), ("live", "modify")):
             await mdevctl.call(event, action)
         assert host.claim() is None
+
+
+class Deaf(SimulatedBus):
+    """A bus whose events are lost."""
+
+    def watch(self) -> PipeWatcher:
+        """A pipe into which nobody writes."""
+        silence = self.root / "silence"
+        os.mkfifo(silence)
+        return PipeWatcher(silence)
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "define", "undefine", "modify", "other"])
+@pytest.mark.parametrize("said", [TYPE, "no type"])
+async def test_after_every_action_the_device_is_looked_at(
+    host: Host, action: str, said: str
+) -> None:
+    """Whatever is told of it: where ours is the first callout no notifier tells again."""
+    host.bus = Deaf(host.directory)
+    async with tool(host, rescan=60.0) as mdevctl:
+        await mdevctl.start()
+        enrolment = mdevctl.agent.local.enrolment
+        assert enrolment is not None
+        looks = enrolment.reconciler
+        await host.wait(lambda: not looks.is_at(NAME) and not looks._timers)
+        simulated.remove(host.directory, NAME)
+        with suppress(InvalidValue):
+            await mdevctl.call("post", action, "failure", type=said)
+        await host.wait(lambda: host.claim() is None)
 
 
 # While the store is away.

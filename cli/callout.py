@@ -1,9 +1,10 @@
 #!/usr/bin/python3 -IS
-"""mdevctl's callout and its notifier: what mdevctl is about to do, said to this host's agent.
+"""mdevctl's callout: what mdevctl is about to do and has done, said to this host's agent.
 
-One file for both, put where mdevctl looks by `mdevns mdevctl install`. All meaning lives in the
-agent: this carries the question there and the answer back. It imports nothing of ours and as
-little else as it can, since every `mdevctl start` waits for it.
+Put where mdevctl looks by `mdevns mdevctl install`, beside a notifier, which runs it where mdevctl
+may have asked another script instead. All meaning lives in the agent: this carries the question
+there and the answer back. It imports nothing of ours and as little else as it can, since every
+`mdevctl start` waits for it.
 
 It may go on (exit 0) or it may not (another code, and a line on stderr). Never 2: that is "not
 mine" to mdevctl, which then goes on by itself. `pre` and `live`, which ask, end with a refusal

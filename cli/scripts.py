@@ -35,8 +35,7 @@ __all__ = ["Scripts"]
 
 NAME = "00-mdevns"  # sorts before what a vendor would choose
 ASIDE = "callouts-of-mdevns"
-_KINDS = ("callouts", "notifiers")
-_SOURCE = Path(__file__).with_name("callout.py")
+_SOURCES = {"callouts": "callout.py", "notifiers": "notifier.sh"}
 _SOCKET = re.compile(r'^SOCKET = ".*"$', re.MULTILINE)
 _VERSION = re.compile(r"^# mdevns (\S+) put this here", re.MULTILINE)
 _IN_ORDER = (1, 3)  # the first version that looks in /usr/lib, and sorts (measured)
@@ -129,13 +128,13 @@ class Scripts:
             yield from self._take_away()
 
     def _put(self, base: Path) -> Iterator[str]:
-        for kind in _KINDS:
+        for kind, text in self._texts.items():
             path = base / kind / NAME
-            if _content(path) == self._text and _is_fit(path):
+            if _content(path) == text and _is_fit(path):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not beside it: whatever is in its directory is run.
-            write_whole(path, self._text, mode=_MODE, by_way_of=base)
+            write_whole(path, text, mode=_MODE, by_way_of=base)
             yield f"put in place: {path}"
 
     def _put_aside(self) -> Iterator[str]:
@@ -176,14 +175,14 @@ class Scripts:
         Raises:
             NotFound: there is no mdevctl.
         """
-        for kind in _KINDS:
-            yield from self._findings_of(kind)
+        for kind, text in self._texts.items():
+            yield from self._findings_of(kind, text)
         for rival in self._before_ours() if self.callout else ():
             what = "rename it" if self.asks_in_order else _AGAIN
             why = f"mdevctl may ask it before ours, and then ours is not asked: {what}"
             yield Finding(Level.FAULT, "order", str(rival), why)
         if not (self.root / _INTERPRETER).exists():
-            why = "is not there: the scripts cannot be run, and mdevctl goes on without them"
+            why = "is not there: the callout cannot be run, and mdevctl goes on without it"
             yield Finding(Level.FAULT, "python", str(self.root / _INTERPRETER), why)
         if self.root == Path("/") and not self.socket.exists():
             why = "no agent listens there: mdevctl's define, start, stop, undefine, modify fail"
@@ -211,7 +210,7 @@ class Scripts:
         paths = (base / kind / NAME for base in self._looked_in)
         return next((path for path in paths if path.is_file()), None)
 
-    def _findings_of(self, kind: str) -> Iterator[Finding]:
+    def _findings_of(self, kind: str, wanted: str) -> Iterator[Finding]:
         path, what = self._found(kind), kind.removesuffix("s")
         if path is None:
             where = str(self._looked_in[0] / kind / NAME)
@@ -220,11 +219,11 @@ class Scripts:
             )
             return
         text = _content(path)
-        if text != self._text:
+        if text != wanted:
             found = _VERSION.search(text or "")
             whose = f"of mdevns {found[1]}" if found else "nothing that mdevns wrote"
             if found and found[1] == __version__:
-                whose += ", edited or for another socket"
+                whose += ", edited or for another socket" if kind == "callouts" else ", edited"
             why = f"is {whose}, and this is {__version__}: {_AGAIN}"
             yield Finding(Level.FAULT, what, str(path), why)
         if not _is_fit(path):
@@ -246,13 +245,17 @@ class Scripts:
         return (self._usr, self._etc) if self.asks_in_order else (self._etc,)
 
     def _ours(self) -> list[Path]:
-        places = [base / kind / NAME for base in (self._usr, self._etc) for kind in _KINDS]
+        places = [base / kind / NAME for base in (self._usr, self._etc) for kind in _SOURCES]
         return [path for path in places if os.path.lexists(path)]
 
     @cached_property
-    def _text(self) -> str:
-        """The script for this version and this socket."""
-        first, _, rest = _SOURCE.read_text(encoding="utf-8").partition("\n")
+    def _texts(self) -> dict[str, str]:
+        """The script of each kind for this version and this socket."""
+        return {kind: self._text(source) for kind, source in _SOURCES.items()}
+
+    def _text(self, source: str) -> str:
+        text = Path(__file__).with_name(source).read_text(encoding="utf-8")
+        first, _, rest = text.partition("\n")
         said = f"# mdevns {__version__} put this here (mdevns mdevctl install); edits are lost.\n"
         socket = f"SOCKET = {json.dumps(str(self.socket))}"
         return f"{first}\n{said}" + _SOCKET.sub(lambda _: socket, rest, count=1)

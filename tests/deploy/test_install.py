@@ -67,12 +67,14 @@ def _with_mdevctl(mdevns: Path, root: Path) -> str:
     command = [str(mdevns), "mdevctl", "install", "--root", str(root)]
     environment = {**os.environ, "MDEVNS_CONFIG": os.devnull}
     subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert host.callout.is_file()
+    assert host.scripts.callout == host.callout
+    assert host.scripts.notifier == host.notifier
     said = install(root, "--uninstall", code=1)
     assert mdevns.exists()
     command[2] = "uninstall"
     subprocess.run(command, env=environment, capture_output=True, check=True)
-    assert not host.callout.exists()
+    assert host.scripts.callout is None
+    assert host.scripts.notifier is None
     return said
 
 
@@ -107,6 +109,7 @@ def test_the_sample_explains_every_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "script",
     [
+        "cli/notifier.sh",
         "deploy/install",
         "deploy/pki/mdevns-pki",
         "deploy/pki/mdevns-etcd-auth",

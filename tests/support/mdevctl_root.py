@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from cli.scripts import Scripts
 
@@ -73,8 +74,12 @@ class Root:
 
     def vendor(self, place: str, body: str) -> Path:
         """A vendor's script, which takes down that it was called, and by what."""
-        took = f'echo "{Path(place).name} $*" >> {self.path}/calls'
+        took = f'echo "{Path(place).name} $*" >> {quote(str(self.path / "calls"))}'
         return self.write(place, f"#!/bin/sh\n{took}\n{body}\n")
+
+    def rival(self) -> Path:
+        """A vendor's script that mdevctl asks, or may ask, before ours; no device is its own."""
+        return self.vendor(f"{self.base.relative_to(self.path)}/callouts/00-first", "exit 2")
 
     def calls(self) -> list[str]:
         """The vendors' scripts that were called, in order."""

@@ -44,13 +44,12 @@ def agent(root: Root) -> Iterator[Desk]:
 
 def hurry(root: Root) -> None:
     """Let ours wait for as long as a test has time."""
-    for script in (root.callout, root.notifier):
-        text = script.read_text()
-        waits = ("ANSWERED_IN = 30.0", "BOOTED_IN = 120.0", "THERE_IN = 10.0", "TOLD_IN = 10.0")
-        for number in waits:
-            assert number in text
-            text = text.replace(number, f"{number.split()[0]} = {PATIENCE}")
-        script.write_text(text)
+    text = root.callout.read_text()
+    waits = ("ANSWERED_IN = 30.0", "BOOTED_IN = 120.0", "THERE_IN = 10.0", "TOLD_IN = 10.0")
+    for number in waits:
+        assert number in text
+        text = text.replace(number, f"{number.split()[0]} = {PATIENCE}")
+    root.callout.write_text(text)
 
 
 def started(root: Root, event: str, action: str) -> subprocess.Popen[bytes]:
@@ -214,6 +213,7 @@ def test_what_was_done_is_told_and_never_refused(
     root: Root, agent: Desk, event: str, state: str
 ) -> None:
     """Neither a refusal of the agent's nor its absence is one of mdevctl's business."""
+    root.rival()  # or there would be nothing to notify of
     hurry(root)
     assert root.call(event, "start", state).returncode == 0
     assert agent.heard == [(event, "start", state)]
@@ -250,7 +250,7 @@ def test_all_of_the_input_is_read(root: Root, agent: Desk, event: str) -> None:
 
 def test_without_any_input_there_is_no_definition(root: Root, agent: Desk) -> None:
     """Neither an empty nor a closed one is waited for."""
-    assert root.call("notify", "stop", stdin="").returncode == 0
+    assert root.call("post", "stop", stdin="").returncode == 0
     closed = ["sh", "-c", 'exec "$0" "$@" <&-', str(root.callout), *called_with("pre", "stop")]
     subprocess.run(closed, check=True, timeout=60)
     assert [one["definition"] for one in agent.asked] == [None, None]
@@ -301,11 +301,12 @@ def test_a_signal_ends_the_vendors_script_too(root: Root, agent: Desk) -> None:
 
 def test_post_is_handed_on_and_notify_is_not(root: Root, agent: Desk) -> None:
     """Each notifier is called by mdevctl itself; of callouts it calls one."""
+    root.rival()
     root.vendor("etc/mdevctl.d/scripts.d/callouts/50-vendor", "exit 0")
     root.vendor("etc/mdevctl.d/scripts.d/notifiers/50-other", "exit 0")
     root.call("post", "start", "success")
     root.call("notify", "start", "success")
-    assert root.calls() == ["50-vendor"]
+    assert root.calls() == ["00-first", "50-vendor"]
     assert agent.heard == [("post", "start", "success"), ("notify", "start", "success")]
 
 

@@ -53,20 +53,17 @@ def faults(root: Root) -> list[tuple[str, str]]:
 
 
 def test_both_are_put_where_mdevctl_looks_first(root: Root) -> None:
-    """Whole, root's own, mode 755, for this agent's socket, and with nothing beside them."""
+    """Each whole, root's own, mode 755, for this agent's socket, and with nothing beside it."""
     base = ETC if root.version == "1.2.0" else USR
     told = list(root.scripts.install())
     assert list(tree(root)) == [f"{base}/{kind}/00-mdevns" for kind in ("callouts", "notifiers")]
     assert told == [f"put in place: {root.path / place}" for place in tree(root)]
-    for path in (root.callout, root.notifier):
+    for path, runs_in in ((root.callout, "/usr/bin/python3 -IS"), (root.notifier, "/bin/sh")):
         status = path.stat()
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o755, os.geteuid())
-        first, said, *rest = path.read_text().splitlines()
-        assert (first, said.startswith(f"# mdevns {__version__} ")) == (
-            "#!/usr/bin/python3 -IS",
-            True,
-        )
-        assert f'SOCKET = "{root.path}/agent.sock"' in rest
+        first, said, *_ = path.read_text().splitlines()
+        assert (first, said.startswith(f"# mdevns {__version__} ")) == (f"#!{runs_in}", True)
+    assert f'SOCKET = "{root.path}/agent.sock"' in root.callout.read_text().splitlines()
     assert faults(root) == []
     scripts = root.scripts
     assert (scripts.version, scripts.is_first) == (root.version, True)
@@ -147,7 +144,7 @@ def test_a_name_that_is_aside_already_is_not_overwritten(old: Root) -> None:
     assert told.endswith(str(later))
     told, *_ = list(old.scripts.uninstall())
     assert told.startswith("left aside")
-    assert {text for text in texts if "#!/bin/sh" in text} == set(tree(old).values())
+    assert {text for text in texts if "put this here" not in text} == set(tree(old).values())
 
 
 def test_an_upgrade_of_mdevctl_moves_ours(old: Root) -> None:
@@ -187,12 +184,27 @@ def test_what_is_stale_or_edited_is_told_and_mended(root: Root) -> None:
         assert says in detail
         list(root.scripts.install())
         assert root.callout.read_text() == ours
+    notifier = root.notifier.read_text()
+    # It was the same script as the callout once.
+    root.notifier.write_text(ours.replace(f"mdevns {__version__} ", "mdevns 0.0.9 "))
+    ((kind, detail),) = faults(root)
+    assert (kind, "is of mdevns 0.0.9, and this is" in detail) == ("notifier", True)
+    list(root.scripts.install())
+    assert root.notifier.read_text() == notifier
     root.notifier.chmod(0o644)
     assert [kind for kind, _ in faults(root)] == ["notifier"]
     list(root.scripts.install())
     assert faults(root) == []
     root.notifier.unlink()
     assert [kind for kind, _ in faults(root)] == ["notifier"]
+
+
+def test_an_edited_notifier_is_told_for_what_it_is(new: Root) -> None:
+    """It knows of no socket, so it is of none but this one."""
+    list(new.scripts.install())
+    new.notifier.write_text(new.notifier.read_text() + "exit 1\n")
+    ((kind, detail),) = faults(new)
+    assert (kind, "edited, and this is" in detail) == ("notifier", True)
 
 
 @pytest.mark.parametrize("folder", ["ä", 'a"b', "a\\1", "a\\n"])

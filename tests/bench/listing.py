@@ -71,7 +71,7 @@ async def measure(stage: Stage) -> list[Figure]:
         await fill(raw, Keys(stage.cluster), range(count // _A_HOST), _A_HOST)
     listing = _Listing(stage)
     turns = await in_turns(
-        listing.ours, listing.theirs, rounds=stage.size(5, 2), seconds=stage.seconds / 2
+        listing.ours, listing.theirs, rounds=stage.size(3, 2), seconds=stage.seconds / 2
     )
     listing.check(count)
     ours = p50([turn.ours[0] for turn in turns])

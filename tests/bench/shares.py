@@ -32,7 +32,7 @@ async def shares(
     stage: Stage, by: Asker, guards: tuple[Guard, ...], change: Callable[[], Change]
 ) -> list[str]:
     """What a claim takes up to each step, as multiples of one raw transaction, in words."""
-    rounds, each = stage.size(5, 2), stage.size(100, 20)
+    rounds, each = stage.size(5, 2), stage.size(60, 20)
     count = rounds * each
     raw = iter([by.apart(change()) for _ in range(count)])
     messages = iter([txn_request(transaction(guards, [change()])) for _ in range(count)])

@@ -83,13 +83,19 @@ class _Lane:
             return True
         return len(self.senders) < _IN_FLIGHT and len(self.waiting) >= _WORTH_A_COMMIT
 
-    def take(self) -> list[_Asked]:
-        """What goes into the next transaction, first come first; its names are in flight then."""
+    def take(self, *, again: bool) -> list[_Asked]:
+        """What goes into the next transaction, first come first; its names are in flight then.
+
+        `again`: by a sender that has sent before. One that would leave nothing to be done while
+        its transaction is in flight then takes half, and another sender the other half.
+        """
         waiting = [one for one in self.waiting if not one.left]
         ready = [one for one in waiting if one.change.name not in self.names]
         batch = ready
-        if len(ready) > 1:
-            batch = ready[: len(next(chunks(one.change for one in ready)))]
+        if again and not self.names:
+            batch = ready[: _half(ready)]
+        if len(batch) > 1:
+            batch = batch[: len(next(chunks(one.change for one in batch)))]
         if len(batch) == len(waiting):
             self.waiting = []
         else:
@@ -103,12 +109,23 @@ class _Lane:
         self.names.difference_update(one.change.name for one in batch)
 
 
+def _half(ready: Sequence[_Asked]) -> int:
+    """How many of these are half of them; all, where that is not worth a commit.
+
+    What one caller asked for stays together.
+    """
+    half = -(-len(ready) // 2)
+    while half < len(ready) and ready[half].caller is ready[half - 1].caller:
+        half += 1
+    return half if len(ready) - half >= _WORTH_A_COMMIT else len(ready)
+
+
 class GroupCommit:
     """Makes changes, gathered; at most two transactions in flight for each set of guards.
 
-    The second one goes when many callers wait: while etcd is at the one, this process is at the
-    other. A name is in one of them only, and its changes are made in the order in which they were
-    asked for.
+    The second one goes when many callers wait, and many who ask again as soon as they are answered
+    are parted in halves: while etcd is at the one, this process is at the other. A name is in one
+    of them only, and its changes are made in the order in which they were asked for.
 
     `patience` in seconds is how long an unknown outcome is asked for again (None: until it
     is answered). With `late` what is asked for stays as it was answered (`coordinator.late`);
@@ -181,8 +198,10 @@ class GroupCommit:
         sender = asyncio.current_task()
         assert sender is not None
         try:
-            while batch := lane.take():
+            again = False
+            while batch := lane.take(again=again):
                 await self._send(guards, batch)
+                again = True
                 lane.through(batch)
                 # Who was answered and asks again at once goes into the next one.
                 await asyncio.sleep(0)

@@ -114,6 +114,40 @@ async def test_many_that_wait_have_two_transactions_in_flight(desk: Desk) -> Non
     assert (most, sum(store.sizes), len(store.sizes)) == (2, 400, 4)
 
 
+async def test_many_who_ask_again_at_once_take_turns_by_halves(desk: Desk) -> None:
+    """While etcd is at the one half of them, the other half is answered and asks again."""
+    store = Held(desk)
+    commit = GroupCommit(store, patience=None, rng=random.Random(1))
+    lease = desk.core.grant(60).id
+
+    async def ask(first: int) -> None:
+        for number in range(first, 4 * 64, 64):
+            assert (await commit.change((), reserve(desk, number, lease))).error is None
+
+    asking = [asyncio.create_task(ask(number)) for number in range(64)]
+    await wait_until_async(lambda: store.in_flight)
+    store.answer()
+    for _ in range(5):
+        await wait_until_async(lambda: len(store.in_flight) == 2)
+        store.answer()
+    await wait_until_async(lambda: store.in_flight)
+    store.answer()
+    await asyncio.gather(*asking)
+    assert store.sizes == [64, 32, 32, 32, 32, 32, 32]
+
+
+async def test_what_a_caller_asks_for_at_once_is_never_halved(desk: Desk) -> None:
+    """A request of 126 names costs one transaction, also right after another."""
+    store = Counted(desk)
+    commit = GroupCommit(store.store, patience=None, rng=random.Random(1))
+    lease = desk.core.grant(60).id
+    for first in (0, 126, 252):
+        changes = [reserve(desk, first + number, lease) for number in range(126)]
+        answers = await commit.changes((), changes)
+        assert [answer.error for answer in answers] == [None] * 126
+    assert store.count == 3
+
+
 async def test_a_name_is_in_one_transaction_at_a_time(desk: Desk) -> None:
     """What is asked for a name is done in the order in which it was asked, also beside others."""
     store = Held(desk)

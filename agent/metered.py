@@ -22,28 +22,23 @@ class MeteredStore:
 
     async def txn(self, txn: Txn) -> TxnResult:
         """See `Store.txn`."""
-        with self._metrics.asking("txn"):
-            return await self.inner.txn(txn)
+        return await self._metrics.asked("txn", self.inner.txn(txn))
 
     async def range(self, request: Range) -> RangeResult:
         """See `Store.range`."""
-        with self._metrics.asking("range"):
-            return await self.inner.range(request)
+        return await self._metrics.asked("range", self.inner.range(request))
 
     async def grant(self, ttl: int) -> Lease:
         """See `Store.grant`."""
-        with self._metrics.asking("grant"):
-            return await self.inner.grant(ttl)
+        return await self._metrics.asked("grant", self.inner.grant(ttl))
 
     async def keep_alive(self, lease: int) -> int:
         """See `Store.keep_alive`."""
-        with self._metrics.asking("keep_alive"):
-            return await self.inner.keep_alive(lease)
+        return await self._metrics.asked("keep_alive", self.inner.keep_alive(lease))
 
     async def revoke(self, lease: int) -> None:
         """See `Store.revoke`."""
-        with self._metrics.asking("revoke"):
-            await self.inner.revoke(lease)
+        await self._metrics.asked("revoke", self.inner.revoke(lease))
 
     def watch(
         self, ranges: Sequence[Range], start: int
@@ -53,8 +48,7 @@ class MeteredStore:
 
     async def status(self) -> str:
         """See `Store.status`."""
-        with self._metrics.asking("status"):
-            return await self.inner.status()
+        return await self._metrics.asked("status", self.inner.status())
 
     async def until_set_back(self) -> NoReturn:
         """See `Store.until_set_back`."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
@@ -19,7 +20,7 @@ from coordinator import __version__
 from coordinator.errors import Fenced, Moved, OutcomeUnknown, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Iterator, Mapping
 
     from agent.health import Vitals
     from agent.workers import Answer, Order
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from coordinator.states import ClaimEvent
 
 __all__ = ["Metrics", "Snapshot"]
+
+T = TypeVar("T")
 
 _STORE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _WRITE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -62,6 +65,7 @@ class Metrics:
             buckets=_STORE_SECONDS,
             registry=self.registry,
         )
+        self._store_seconds_of = cache(self._store_seconds.labels)
         self._store_failures = Counter(
             "mdevns_store_failures",
             "Calls to etcd that were not answered, or refused, by errno",
@@ -108,16 +112,16 @@ class Metrics:
         """A transition was made, or refused."""
         self._transitions.labels(event.value, _outcome(error)).inc()
 
-    @contextmanager
-    def asking(self, call: str) -> Iterator[None]:
-        """Around a call to the store."""
+    async def asked(self, call: str, answer: Awaitable[T]) -> T:
+        """The answer to a call to the store, which is measured."""
         began = perf_counter()
         try:
-            yield
+            told = await answer
         except StoreError as error:
             self._store_failures.labels(call, error.errno).inc()
             raise
-        self._store_seconds.labels(call).observe(perf_counter() - began)
+        self._store_seconds_of(call).observe(perf_counter() - began)
+        return told
 
     @contextmanager
     def scanning(self) -> Iterator[None]:

@@ -76,6 +76,7 @@ _OPTIONS = (
 # A member without a leader refuses at once, before Raft, instead of letting us wait (etcd:
 # api/v3rpc/interceptor.go); a watch on it is cancelled.
 _NEEDS_LEADER = ("hasleader", "true")
+_METADATA = grpc.aio.Metadata(_NEEDS_LEADER)  # of a call without a token; nobody changes it
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs do not know it
 
@@ -366,15 +367,15 @@ class Servers:
         return await self._tokens.get(lambda request: self._authenticated(server, request, end))
 
     async def _authenticated(self, server: Server, request: Any, end: float) -> Any:
-        terms = Terms(end - _now(), grpc.aio.Metadata(_NEEDS_LEADER))
+        terms = Terms(end - _now(), _METADATA)
         return await self.answered(server, server.stubs.auth.Authenticate(request, **terms.unary))
 
     async def _sent(
         self, server: Server, send: Send[T], end: float, token: str | None, *, writes: bool
     ) -> T:
-        metadata = grpc.aio.Metadata(_NEEDS_LEADER)
+        metadata = _METADATA
         if token is not None:
-            metadata.add("token", token)
+            metadata = grpc.aio.Metadata(_NEEDS_LEADER, ("token", token))
         call = send(server, Terms(end - _now(), metadata))
         try:
             return await self.answered(server, call, writes=writes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import uuid
 import warnings
 from contextlib import closing
@@ -46,7 +47,8 @@ hypothesis.settings.register_profile(
 
 
 def pytest_configure() -> None:
-    """Choose Hypothesis' settings and mark what we start."""
+    """Choose Hypothesis' settings, mark what we start, and have it taken away in the end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     hypothesis.settings.load_profile("ci" if IN_CI else "dev")
     os.environ.update([MARK])
 

@@ -13,7 +13,7 @@ import msgspec
 
 from coordinator.claims import Claims, Failure, Hold
 from coordinator.errors import MdevnsError
-from coordinator.memory import MemoryEtcd, Snapshot, _Granted
+from coordinator.memory import Granted, MemoryEtcd, Snapshot
 from coordinator.model import (
     AfterRemoval,
     Claim,
@@ -325,7 +325,7 @@ def _store(cell: Cell, host: str, *, force: bool, session: bool, hold: bool) -> 
         beside.append((KEYS.session(host), b"{}"))
     kvs += [_HOLD] if hold else []
     kvs += [KeyValue(key, value, 1, 1, 1) for key, value in beside]
-    leases = tuple((lease, _Granted(60, 60.0)) for lease in (LEASE, OTHER_LEASE))
+    leases = tuple((lease, Granted(60, 60.0)) for lease in (LEASE, OTHER_LEASE))
     etcd = MemoryEtcd()
     etcd.restore(Snapshot(_AT, 0, 0.0, 9, False, tuple(kvs), leases, ()))
     return etcd

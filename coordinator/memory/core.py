@@ -1,28 +1,16 @@
-"""The Store in memory, with etcd's semantics and a virtual clock.
-
-`MemoryEtcd` is the store itself: a small deterministic core without I/O, whose whole state can
-be copied (`snapshot`) and hashed. `MemoryStore` is one client of it; several may share a core.
-Time passes only in `advance`, so nothing expires by itself.
-
-Held to a real etcd by tests/unit/test_store_contract.py and test_store_differential.py. Where a
-rule is odd it is etcd's; the comment names its source.
-"""
+"""The store itself: a small deterministic core without I/O. See the package."""
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left, bisect_right, insort
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from coordinator.errors import Compacted, LeaseGone, StoreReadOnly, TooLarge, Unreachable
-from coordinator.history import History
+from coordinator.errors import Compacted, LeaseGone, StoreReadOnly
+from coordinator.memory.admission import admit, all_ops
 from coordinator.store import (
-    FROM_NOW,
-    MAX_TXN_OPS,
     Compare,
     Delete,
     Deleted,
@@ -39,14 +27,11 @@ from coordinator.store import (
     TxnResult,
     WatchBatch,
     holds,
-    may_write,
     within,
 )
 
 if TYPE_CHECKING:
     from collections.abc import (
-        AsyncGenerator,
-        AsyncIterator,
         Callable,
         Collection,
         Iterable,
@@ -54,14 +39,10 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-__all__ = ["MemoryEtcd", "MemoryStore", "Snapshot"]
-
-T = TypeVar("T")
+__all__ = ["LEASE_FLOOR", "Granted", "MemoryEtcd", "Snapshot"]
 
 LEASE_FLOOR = 2  # seconds; measured with etcd's default election timeout
-MAX_REQUEST = 1536 * 1024  # bytes; etcd's --max-request-bytes
-_PER_OP = 16  # bytes that an operation has around its key and value, about
-_VERSION = "3.5.30"  # whose behaviour this is
+_FULL = ("memory", "its space quota is used up (NOSPACE)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +60,7 @@ class _Past(NamedTuple):
     changes: tuple[_Change, ...]
 
 
-class _Granted(NamedTuple):
+class Granted(NamedTuple):
     """A lease: its time to live and the virtual time at which it ends, both in seconds."""
 
     ttl: int
@@ -95,7 +76,7 @@ class Snapshot(NamedTuple):
     next_lease: int
     full: bool
     keys: tuple[KeyValue, ...]
-    leases: tuple[tuple[int, _Granted], ...]
+    leases: tuple[tuple[int, Granted], ...]
     history: tuple[_Past, ...]
 
 
@@ -159,7 +140,7 @@ class MemoryEtcd:
         self.full = False
         self._next_lease = 1
         self._keys = _Keyspace()
-        self._leases: dict[int, _Granted] = {}
+        self._leases: dict[int, Granted] = {}
         self._history: list[_Past] = []
         self._pending: list[_Change] = []  # of the transaction under way, empty outside of one
         self._listeners: dict[Callable[[], None], None] = {}  # an ordered set
@@ -173,8 +154,8 @@ class MemoryEtcd:
             ValueError: a key put twice, an empty key.
             TooLarge, LeaseGone, StoreReadOnly, Compacted: refused as a whole.
         """
-        _admit(txn)
-        if self.full and any(isinstance(op, Put) for op in _all_ops(txn)):
+        admit(txn)
+        if self.full and any(isinstance(op, Put) for op in all_ops(txn)):
             raise StoreReadOnly(*_FULL)
         # All compares, the inner ones too, see the store as it was before (etcd: apply.go,
         # compareToPath); reads see what was put before them in the same transaction.
@@ -186,7 +167,7 @@ class MemoryEtcd:
 
     def range(self, request: Range) -> RangeResult:
         """Read, as `Store.range`."""
-        _admit(Txn(success=(request,)))
+        admit(Txn(success=(request,)))
         self._check_revision(request)
         return self._select(request)
 
@@ -323,7 +304,7 @@ class MemoryEtcd:
             raise StoreReadOnly(*_FULL)
         lease = Lease(self._next_lease, max(ttl, LEASE_FLOOR))
         self._next_lease += 1
-        self._leases[lease.id] = _Granted(lease.ttl, self.now + lease.ttl)
+        self._leases[lease.id] = Granted(lease.ttl, self.now + lease.ttl)
         return lease
 
     def keep_alive(self, lease: int) -> int:
@@ -331,7 +312,7 @@ class MemoryEtcd:
         granted = self._leases.get(lease)
         if granted is None:
             return 0
-        self._leases[lease] = _Granted(granted.ttl, self.now + granted.ttl)
+        self._leases[lease] = Granted(granted.ttl, self.now + granted.ttl)
         return granted.ttl
 
     def expire(self, lease: int) -> None:
@@ -394,9 +375,6 @@ class MemoryEtcd:
             listener()
 
 
-_FULL = ("memory", "its space quota is used up (NOSPACE)")
-
-
 def _revision_of(past: _Past) -> int:
     return past.revision
 
@@ -409,214 +387,3 @@ def _dated(results: tuple[Result, ...], revision: int) -> tuple[Result, ...]:
         else each
         for each in results
     )
-
-
-# --- what etcd refuses before it looks at any key (etcd: api/v3rpc/key.go)
-
-
-def _admit(txn: Txn) -> None:
-    _check_count(txn, MAX_TXN_OPS)
-    if not all(each.key for each in _keyed(txn)):
-        raise ValueError("an empty key")
-    _written(txn.success)
-    _written(txn.failure)
-    if sum(map(_size, _keyed(txn))) > MAX_REQUEST:
-        raise TooLarge("memory", "request is too large")
-
-
-def _check_count(txn: Txn, limit: int) -> None:
-    """The longest list counts, and an inner transaction has what the outer one leaves."""
-    longest = max(map(len, (txn.compares, txn.success, txn.failure)))
-    if longest > limit:
-        raise TooLarge("memory", "too many operations in txn request")
-    for op in (*txn.success, *txn.failure):
-        if isinstance(op, Txn):
-            _check_count(op, limit - longest)
-
-
-def _all_ops(txn: Txn) -> Iterator[Put | Delete | Range]:
-    """Every operation in any branch, inner transactions opened."""
-    for op in (*txn.success, *txn.failure):
-        if isinstance(op, Txn):
-            yield from _all_ops(op)
-        else:
-            yield op
-
-
-def _keyed(txn: Txn) -> Iterator[Compare | Put | Delete | Range]:
-    """Everything in it that names a key."""
-    yield from txn.compares
-    for op in (*txn.success, *txn.failure):
-        if isinstance(op, Txn):
-            yield from _keyed(op)
-        else:
-            yield op
-
-
-def _size(each: Compare | Put | Delete | Range) -> int:
-    """About what it takes in a request."""
-    match each:
-        case Put(key, value):
-            return _PER_OP + len(key.encode()) + len(value)
-        case Compare(key, _, _, bytes(operand)):
-            return _PER_OP + len(key.encode()) + len(operand)
-        case _:
-            return _PER_OP + len(each.key.encode())
-
-
-def _written(ops: Sequence[Op]) -> tuple[set[str], list[Delete]]:
-    """What a list puts and deletes, if etcd lets it (key.go, checkIntervals).
-
-    No key may be put twice, or be put and deleted. The two branches of one inner transaction
-    may put the same key; an inner delete counts only for what comes after it.
-
-    Raises:
-        ValueError: a key is given twice.
-    """
-    puts: set[str] = set()
-    deletes = [op for op in ops if isinstance(op, Delete)]
-    for op in ops:
-        if isinstance(op, Txn):
-            then_puts, then_deletes = _written(op.success)
-            else_puts, else_deletes = _written(op.failure)
-            _refuse_double(then_puts, puts, deletes)
-            _refuse_double(else_puts, puts, deletes)
-            puts |= then_puts | else_puts
-            deletes += then_deletes + else_deletes
-    for op in ops:
-        if isinstance(op, Put):
-            _refuse_double({op.key}, puts, deletes)
-            puts.add(op.key)
-    return puts, deletes
-
-
-def _refuse_double(new: set[str], puts: set[str], deletes: Sequence[Delete]) -> None:
-    for key in new:
-        if key in puts or any(_deletes(delete, key) for delete in deletes):
-            raise ValueError(f"duplicate key given in txn request: {key}")
-
-
-def _deletes(delete: Delete, key: str) -> bool:
-    # A range without an end covers nothing here, unlike when it is carried out; so in etcd.
-    return delete.key <= key < delete.end if delete.end else key == delete.key
-
-
-# --- the store
-
-
-class MemoryStore:
-    """A client of a `MemoryEtcd`, as `Store`.
-
-    Every call lets others run before and after it takes effect, as they would while a request
-    and an answer are under way; it takes effect at once.
-    """
-
-    def __init__(self, core: MemoryEtcd) -> None:
-        self.core = core
-        self.history = History()
-        self.closed = False
-
-    async def txn(self, txn: Txn) -> TxnResult:
-        """Apply a transaction. See `Store.txn` and `MemoryEtcd.txn`."""
-        return await self._do(lambda: self.core.txn(txn), writes=may_write(txn))
-
-    async def range(self, request: Range) -> RangeResult:
-        """Read. See `Store.range`."""
-        return await self._do(lambda: self.core.range(request))
-
-    async def grant(self, ttl: int) -> Lease:
-        """Grant a lease. See `Store.grant`."""
-        return await self._do(lambda: self.core.grant(ttl))
-
-    async def keep_alive(self, lease: int) -> int:
-        """Refresh a lease once. See `Store.keep_alive`."""
-        return await self._do(lambda: self.core.keep_alive(lease))
-
-    async def revoke(self, lease: int) -> None:
-        """Revoke a lease. See `Store.revoke`."""
-        await self._do(lambda: self.core.expire(lease), writes=True)
-
-    @asynccontextmanager
-    async def watch(
-        self, ranges: Sequence[Range], start: int
-    ) -> AsyncGenerator[AsyncIterator[WatchBatch], None]:
-        """Watch `ranges` from revision `start` on. See `Store.watch`."""
-        watch = _MemoryWatch(self, ranges, start)
-        try:
-            yield watch
-        finally:
-            watch.close()
-
-    async def status(self) -> str:
-        """The version whose behaviour this is."""
-        return await self._do(lambda: _VERSION)
-
-    async def until_set_back(self) -> NoReturn:
-        """Wait until the core is found to be set back. See `Store.until_set_back`."""
-        await self.history.until_lost()
-
-    def begin_anew(self) -> None:
-        """Take the core as it is. See `Store.begin_anew`."""
-        self.history.begin_anew()
-
-    async def close(self) -> None:
-        """End watches and refuse later calls, with Unreachable. The core stays as it is."""
-        self.closed = True
-        self.core.wake()
-
-    async def _do(self, what: Callable[[], T], *, writes: bool = False) -> T:
-        await asyncio.sleep(0)
-        if self.closed:
-            raise Unreachable(*_CLOSED)
-        self.history.check()
-        floor, answer = self.history.revision, what()
-        # A write has its answer all the same, and a read from another state is none.
-        if not self.history.see("memory", _CLUSTER, self.core.revision, floor) and not writes:
-            self.history.check()
-        await asyncio.sleep(0)
-        return answer
-
-
-_CLOSED = ("memory", "the store was closed")
-_CLUSTER = 1  # the id of the only one there is
-
-
-class _MemoryWatch:
-    """One watch; its own iterator. `_told` is the revision up to which all was handed out."""
-
-    def __init__(self, store: MemoryStore, ranges: Sequence[Range], start: int) -> None:
-        if not ranges:
-            raise ValueError("a watch needs a range")
-        self._store, self._ranges = store, tuple(ranges)
-        self._told = max(start, 1) - 1
-        self._from_now = start == FROM_NOW
-        self._changed = asyncio.Event()
-        self._unlisten = store.core.listen(self._changed.set)
-        self._closed = False
-
-    def __aiter__(self) -> _MemoryWatch:
-        return self
-
-    async def __anext__(self) -> WatchBatch:
-        while not self._closed:
-            if self._store.closed:
-                raise Unreachable(*_CLOSED)
-            self._changed.clear()
-            history = self._store.history
-            history.see("memory", _CLUSTER, self._store.core.revision, self._told)
-            history.check()
-            if self._from_now:
-                self._from_now, self._told = False, self._store.core.revision
-                return WatchBatch(self._told)
-            batch = self._store.core.changes(self._told, self._ranges)
-            if batch is not None:
-                self._told = batch.revision
-                return batch
-            await self._changed.wait()
-        raise StopAsyncIteration
-
-    def close(self) -> None:
-        """End the iteration."""
-        self._closed = True
-        self._unlisten()
-        self._changed.set()

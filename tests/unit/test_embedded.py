@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from coordinator import embedded
 from coordinator.embedded import EmbeddedCluster, EmbeddedEtcd, find_etcd, healthy
+from coordinator.embedded.process import GUARD
 from coordinator.errors import NotAllowed, NotFound, Unreachable
 from tests.support.etcd_kv import get, put
 
@@ -45,7 +45,7 @@ def _program(argument: str, directory: Path) -> Iterator[tuple[subprocess.Popen[
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"TMPDIR": str(directory)},
-        cwd=Path(embedded.__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     ) as program:
         assert program.stdout is not None
         pid, port = map(int, program.stdout.readline().split())
@@ -115,7 +115,7 @@ def test_never_starts_without_its_parent(tmp_path: Path) -> None:
     """A server whose parent died before it could ask for its signal does not start."""
     witness = tmp_path / "started"
     nobody = "1"
-    guard = [sys.executable, "-c", embedded._GUARD, nobody, "/usr/bin/touch", str(witness)]
+    guard = [sys.executable, "-c", GUARD, nobody, "/usr/bin/touch", str(witness)]
     assert subprocess.run(guard, capture_output=True, check=False).returncode != 0
     assert not witness.exists()
 

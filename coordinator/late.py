@@ -89,35 +89,37 @@ class LateCopies:
             )
         except MdevnsError as error:
             self._owed += sent if doubts else []
-            if not isinstance(error, OutcomeUnknown):
-                await self._spend_what_was_answered()
+            if doubts and not isinstance(error, OutcomeUnknown):
+                await self._spend_what_was_answered(sent)
             if doubts:  # the first copy may have been done, and its lease be gone since
                 raise OutcomeUnknown(error.what, error.why, error.hint) from None
             raise
-        self._owed += sent if doubts else []
-        await self._spend_what_was_answered()
+        if doubts:
+            self._owed += sent
+            await self._spend_what_was_answered(sent)
         return [replace(a, doubted=True) if doubts and a.error else a for a in answers]
 
     async def _spend_before(self) -> None:
         """What an earlier request owes; this one is not sent before that is done."""
         try:
-            await self._spend()
+            while self._owed:
+                await self._spend(self._owed[0])
         except StoreError as error:
             raise Unreachable(error.what, error.why, "nothing was done; try again") from None
 
-    async def _spend_what_was_answered(self) -> None:
+    async def _spend_what_was_answered(self, sent: Sequence[_Sent]) -> None:
+        """What this request owes, and no other: one beside it may have been given up meanwhile."""
         try:
-            await self._spend()
+            for one in sent:
+                await self._spend(one)
         except StoreError as error:
             why = f"a copy of it may arrive late: {error.why}"
             raise OutcomeUnknown(error.what, why, error.hint) from None
 
-    async def _spend(self) -> None:
-        """Put the keys of all that may be late. Nothing of them is sent any more."""
-        while self._owed:
-            sent = self._owed[0]
-            put = Txn(success=(Put(sent.key, b"", sent.lease),))
-            with suppress(LeaseGone):  # and with it every copy
-                await settle(self._store, put, patience=self._patience, rng=self._rng)
-            if sent in self._owed:
-                self._owed.remove(sent)
+    async def _spend(self, sent: _Sent) -> None:
+        """Put the key of what may be late. Nothing of it is sent any more."""
+        put = Txn(success=(Put(sent.key, b"", sent.lease),))
+        with suppress(LeaseGone):  # and with it every copy
+            await settle(self._store, put, patience=self._patience, rng=self._rng)
+        if sent in self._owed:
+            self._owed.remove(sent)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING
+
+import pytest
 
 from coordinator.creating import create
 from coordinator.errors import OutcomeUnknown
@@ -12,14 +15,17 @@ from coordinator.model import Name
 from coordinator.operating import remove
 from coordinator.reserving import release, reserve
 from coordinator.store import Delete, Put, Txn, prefix
-from tests.support.desk import HOST, NAME, OTHER, Desk
+from tests.support.desk import HOST, NAME, OTHER, Desk, name
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.scene import TTL, Scene, ask
+from tests.support.virtual_time import run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coordinator.client import Client, Result
+    from coordinator.store import TxnResult
+    from coordinator.transactions import Answer
 
 
 def reserves(txn: Txn) -> bool:
@@ -187,3 +193,34 @@ async def test_a_copy_on_two_leases_is_refused_by_the_one_that_lives() -> None:
     await desk.store.txn(Txn(success=(Delete(desk.keys.name(OTHER)),)))
     await arrives(faulty)
     assert desk.kv(desk.keys.name(OTHER)) is None
+
+
+def test_what_another_request_owes_makes_no_answer_unknown() -> None:
+    """Of two that are in flight one is given up as unknown: the other is answered as it was."""
+    scene = Scene()
+    desk, given_up = scene.desk, asyncio.Event()
+
+    class Slow(FaultyStore):
+        async def txn(self, txn: Txn) -> TxnResult:
+            if reserves(txn) and NAME in repr(txn):
+                await given_up.wait()
+            return await super().txn(txn)
+
+    def fate(txn: Txn) -> Fate:
+        return Fate.DELIVER if reserves(txn) and NAME in repr(txn) else Fate.DROP
+
+    late = LateCopies(Slow(desk.store, fate), desk.keys, patience=1.0, rng=desk.rng)
+    lease = desk.core.grant(TTL).id
+
+    async def both() -> list[Answer]:
+        sure, doubtful = (
+            asyncio.create_task(late.transact((), [desk.claims.hold(one, "r", lease=lease)]))
+            for one in (NAME, name(2))
+        )
+        with pytest.raises(OutcomeUnknown):
+            await doubtful
+        given_up.set()
+        return await sure
+
+    (answer,) = run_virtual(both(), desk.core)
+    assert answer.error is None

@@ -57,6 +57,10 @@ class Ask:
     persistent: bool = False
     autostart: bool = False
 
+    def allows(self, claim: Claim) -> bool:
+        """Whether a claim is where it may be."""
+        return self.host in (None, claim.host) and self.parent in (None, claim.parent)
+
     def at(self, place: Candidate) -> Wish:
         """The wish for it at a place."""
         return Wish(
@@ -267,14 +271,18 @@ class _Creation:
         """A name that is taken by the very same request is no conflict.
 
         A reservation without a host becomes the host's; a claim that an earlier attempt of
-        the same request made elsewhere is this request's own, if it asks for the same.
+        the same request made elsewhere is this request's own, if it asks for the same, and for
+        no other place.
         """
         client = self._client
+        if answer.claim is not None and not ask.allows(answer.claim):
+            return Answer(0, error=NameTaken(ask.name, answer.claim.holder))
         if not isinstance(answer.error, NameTaken):
             return answer
-        if isinstance(record, Claim) and record.request == ask.request and answers(record, wish):
+        same = isinstance(record, Claim | Hold) and record.request == ask.request
+        if same and isinstance(record, Claim) and answers(record, wish) and ask.allows(record):
             return Answer(record.revision, record)
-        if isinstance(record, Hold) and record.request == ask.request:
+        if same and isinstance(record, Hold):
             bind = client.claims.bind(
                 record, wish, lease=lease, now=client.clock.now(), by=client.asked_by
             )

@@ -493,6 +493,19 @@ def test_a_request_id_that_is_used_for_something_else_is_no_success(scene: Scene
     assert isinstance(other.error, NameTaken)
 
 
+@pytest.mark.parametrize(("host", "parent"), [(OTHER, None), (HOST, "p1"), (None, "p1")])
+def test_a_request_id_that_is_used_for_another_place_is_no_success(
+    scene: Scene, host: str | None, parent: str | None
+) -> None:
+    """Whoever names a host or a parent is not told that a device elsewhere is there."""
+    scene.host(HOST, p0=2, p1=2)
+    scene.host(OTHER, p0=2, p1=2)
+    scene.create(ask(host=HOST, parent="p0"))
+    (other,) = scene.create(ask(host=host, parent=parent))
+    assert isinstance(other.error, NameTaken)
+    assert str(other.error.holder) == f"{HOST}/p0 (active)"
+
+
 def test_a_persistent_create_is_placed_elsewhere_too(scene: Scene) -> None:
     """A first create that the kernel refuses leaves no definition on the full parent."""
     full = scene.host(HOST, p0=9)

@@ -45,9 +45,11 @@ class Sleeper:
 
         child = self._child or self._start()
         held = [fd for fd in _descriptors() if fd not in (child.fileno(), *range(_STANDARD + 1))]
-        # Killed before this nothing began; killed after it, it has the copies and goes on.
-        socket.send_fds(child, [marshal.dumps(call)], held)
-        answer = child.recv(_MESSAGE)
+        answer = b""
+        with suppress(ConnectionError):  # it was killed before it took the call
+            # Killed before this nothing began; killed after it, it has the copies and goes on.
+            socket.send_fds(child, [marshal.dumps(call)], held)
+            answer = child.recv(_MESSAGE)
         if not answer:
             self.end()
             return errno.EIO  # it was killed itself, which nobody can do to the real kernel

@@ -306,6 +306,22 @@ def test_a_killed_sleeper_is_an_error_and_no_end(host: Path) -> None:
     assert SimulatedBus(host).scan().presence(N2) is Presence.PRESENT
 
 
+def test_a_sleeper_that_was_killed_between_two_writes_is_an_error_and_no_end(host: Path) -> None:
+    """It had nothing to do when it was killed; the write that finds it gone is the last to fail."""
+    simulated.tune(host, P0, latency=0.001)
+    worker = SimulatedBus(host, for_worker=True)
+    worker.create(P0, "mtty-1", N1)
+    sleeper = worker.kernel.sleeper._pid
+    os.kill(sleeper, signal.SIGKILL)
+    os.waitid(os.P_PID, sleeper, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(OSError, match="error") as refused:
+        worker.create(P0, "mtty-1", N2)
+    assert refused.value.errno == errno.EIO
+    worker.create(P0, "mtty-1", N2)
+    worker.kernel.sleeper.end()
+    assert SimulatedBus(host).scan().presence(N2) is Presence.PRESENT
+
+
 def test_a_second_device_makes_few_files(host: Path) -> None:
     """What is the same in all devices is linked, and the state is written over an older one."""
     bus = SimulatedBus(host)

@@ -419,7 +419,8 @@ class Claims:
         """Any state → free, for a device of that name that another host has after a restore.
 
         Only under the restore's hold, and where no device can be behind what is given up: none
-        was begun in its state, or its host's agent has seen it absent at this very revision.
+        was begun in its state, its host's agent has seen it absent at this very revision, or its
+        host was evicted under that hold.
         """
         return self._free(ClaimEvent.YIELD, held)
 

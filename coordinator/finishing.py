@@ -252,6 +252,9 @@ class _Pass:
         if isinstance(record, Hold) or record.state in _WITHOUT_A_DEVICE:
             return ()
         holder = self._hosts.get(record.host)
+        if holder is not None and holder.epoch and holder.evicted_since(self._hold):
+            # Its evict was cut off, or is under way: it is fenced off, and its names are given up.
+            return (unchanged(holder.epoch.key, holder.epoch.mod_revision),)
         told = None if holder is None else holder.told(self._restore)
         if holder is None or holder.restored is None or not isinstance(told, RestoredValue):
             return None

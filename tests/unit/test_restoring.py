@@ -663,6 +663,57 @@ def test_a_claim_of_a_host_that_was_never_here_gives_way(desk: Desk) -> None:
     assert finished(desk).yielded == [NAME]
 
 
+def cut_off(desk: Desk) -> None:
+    """An evict of gpu01 that ended after its first transaction."""
+
+    def decide(txn: Txn) -> Fate:
+        kv = desk.kv(desk.keys.epoch(HOST))
+        evicted = kv is not None and kv.value.startswith(b"evict-")
+        return Fate.UNREACHABLE if evicted and may_write(txn) else Fate.DELIVER
+
+    with pytest.raises(MdevnsError):
+        ask(
+            desk,
+            lambda client: evict(client, HOST, reason="burnt", definitions=False),
+            FaultyStore(desk.store, decide),
+        )
+
+
+def test_a_claim_that_an_evict_has_not_come_to_gives_way(desk: Desk) -> None:
+    """Its host is fenced off; else its name would be free later, and anybody's."""
+    claim_of(desk, ClaimState.ACTIVE)
+    desk.core.expire(enrolled(desk).lease)
+    begun(desk)
+    second = enrolled(desk, OTHER)
+    told(desk, second)
+    conflict(desk, second)
+    cut_off(desk)
+    done = finished(desk)
+    assert (done.yielded, done.conflicts) == ([NAME], [])
+    assert [error.what for error in done.left] == [NAME]
+    assert held(desk) is not None
+
+
+def test_a_claim_does_not_give_way_to_an_evict_that_its_host_has_ended(desk: Desk) -> None:
+    """It has enrolled between the look and the commit, so it was not fenced off."""
+    claim = claim_of(desk, ClaimState.ACTIVE)
+    desk.core.expire(enrolled(desk).lease)
+    begun(desk)
+    second = enrolled(desk, OTHER)
+    told(desk, second)
+    conflict(desk, second)
+    cut_off(desk)
+
+    def decide(txn: Txn) -> Fate:
+        if desk.keys.audits in repr(txn):
+            put(desk, Put(desk.keys.epoch(HOST), b"back"))
+        return Fate.DELIVER
+
+    done = ask(desk, finish, FaultyStore(desk.store, decide))
+    assert (done.yielded, bool(done.left)) == ([], True)
+    assert desk.records()[1] == claim
+
+
 @pytest.mark.parametrize("what", ["claim", "finding", "word"])
 def test_what_changes_meanwhile_does_not_give_way(desk: Desk, what: str) -> None:
     """The commit compares the claim, the device that was found, and the word that it is absent."""

@@ -356,12 +356,12 @@ class Mdevctl:
     async def _caught_up(self, name: Name) -> None:
         """Wait until the claim has followed what mdevctl did before: it may not have, when told.
 
-        Not while somebody is at it: then it is busy.
+        Not while somebody is at it: then it is busy. Nor while the store is away: then it does not.
         """
 
         def has_followed() -> bool:
             claim = self._local.claim(name)
-            if claim is None or claim.maker is None:
+            if claim is None or claim.maker is None or self._local.store_is_away:
                 return True
             return self._local.parts.makers.may_write(name, claim)
 

@@ -580,6 +580,19 @@ async def test_a_device_is_stopped_without_the_store_and_given_up_when_it_is_bac
         await host.wait(lambda: host.claim() is None)
 
 
+async def test_nobody_waits_for_a_claim_that_cannot_follow_without_the_store(host: Host) -> None:
+    """What a mdevctl that was killed has left stays so until the store is back."""
+    away = Away(host)
+    async with process() as maker:
+        async with tool(host, own=maker) as mdevctl:
+            await mdevctl.pre("start")
+            away.is_away = True
+        await mdevctl.end()
+    async with tool(host, enrols=False) as mdevctl, asyncio.timeout(2):
+        await mdevctl.pre("stop")
+    assert host.is_in(CREATING)
+
+
 def test_the_definitions_are_mdevctls(host: Host) -> None:
     """Where nothing else is said they are looked for where mdevctl keeps them."""
     local: Any = host

@@ -244,7 +244,8 @@ class Mdevctl:
                 client, asked.name, wish, request=request, boot_id=enrolled.boot_id
             )
         if result.error is not None:
-            self._pending.over(asked.name, maker.pid)
+            if not isinstance(result.error, OutcomeUnknown):  # else it may stand, for nobody
+                self._pending.over(asked.name, maker.pid)
             raise result.error
 
     async def _undefine(self, asked: Asked, maker: Maker) -> None:

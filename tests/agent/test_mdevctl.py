@@ -14,9 +14,18 @@ from agent import simulated
 from agent.local.mdevctl import Call, Definition, Mdevctl
 from agent.simulated import PipeWatcher, SimulatedBus
 from coordinator.claims import Hold
-from coordinator.errors import InUse, InvalidValue, NameTaken, NotFound, TryAgain, Unreachable
-from coordinator.model import Wish
+from coordinator.errors import (
+    InUse,
+    InvalidValue,
+    NameTaken,
+    NotFound,
+    OutcomeUnknown,
+    TryAgain,
+    Unreachable,
+)
+from coordinator.model import HoldValue, Wish, encode
 from coordinator.states import ClaimState
+from coordinator.store import Delete, Put, Txn
 from tests.agent.host import process
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
 from tests.support.faulty import Fate, FaultyStore
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
     from agent.daemon import Agent
     from coordinator.model import Name
-    from coordinator.store import Txn
+    from coordinator.store import TxnResult
     from tests.agent.host import Host
 
 ACTIVE, CREATING, DEFINED = ClaimState.ACTIVE, ClaimState.CREATING, ClaimState.DEFINED
@@ -353,6 +362,30 @@ async def test_a_definition_that_failed_is_given_up_unless_mdevctl_has_it(host: 
         await mdevctl.pre("define")
         await mdevctl.post("define", done=False)
         assert host.is_in(DEFINED)
+
+
+async def test_a_definition_of_which_nobody_knew_is_given_up_unless_mdevctl_has_it(
+    host: Host,
+) -> None:
+    """mdevctl was refused, and tells nothing of it: once it has ended its file does."""
+    hold = Put(host.desk.keys.hold, encode(HoldValue(id="i", who="me", at="t")))
+
+    class Losing(FaultyStore):
+        async def txn(self, txn: Txn) -> TxnResult:
+            result = await super().txn(txn)
+            if '"state":"defined"' not in repr(txn) or not result.succeeded:
+                return result
+            host.desk.core.txn(Txn(success=(hold,)))  # so the same again is refused
+            raise OutcomeUnknown("the store", "its answer was lost")
+
+    host.store = Losing(host.store, lambda _: Fate.DELIVER)
+    async with tool(host) as mdevctl:
+        with pytest.raises(OutcomeUnknown):
+            await mdevctl.define()
+        assert host.is_in(DEFINED)
+        host.desk.core.txn(Txn(success=(Delete(hold.key),)))
+        await mdevctl.end()
+        await host.wait(lambda: host.claim() is None)
 
 
 async def test_what_mdevctl_knows_nothing_of_is_not_given_up_by_its_failures(host: Host) -> None:

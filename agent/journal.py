@@ -60,7 +60,10 @@ class JournalFailed(MdevnsError):
 
 
 class Permit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Leave to make a device, given while the store was away, to a process in one boot."""
+    """Leave to make a device, given to a process in one boot while the store was away.
+
+    Or by a claim that a store which was set back has forgotten since.
+    """
 
     maker: Maker
     boot_id: str

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.journal import Changes, JournalFailed
+from agent.journal import Changes, JournalFailed, Permit
 from agent.threads import in_thread
 from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from agent.journal import Journal, Permit
+    from agent.journal import Journal
     from coordinator.model import Claim, Name
 
 __all__ = ["Notes"]
@@ -184,12 +184,19 @@ class Notes:
                 self._changes.claims[name] = None
         older, self._older = self._older, {}
         if set_back:
+            self._keep_makers({**older, **gone})
             reverted = {name for name, one in older.items() if self._has_failed(name, one)}
             self._kept.reverted.update(reverted)
             self._changes.reverted |= reverted
         self._seen(revision)
         self._why = ""
         self._begin()
+
+    def _keep_makers(self, before: dict[Name, Claim]) -> None:
+        """Who writes to the kernel under claims that the store has forgotten is not forgotten."""
+        for name, claim in before.items():
+            if claim.maker is not None and claim.boot_id is not None:
+                self.permit(name, Permit(maker=claim.maker, boot_id=claim.boot_id))
 
     def _has_failed(self, name: Name, before: Claim) -> bool:
         now = self._kept.claims.get(name)

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from agent import simulated
+from agent.local.mdevctl import Call, Mdevctl
+from agent.makers import maker_of
 from coordinator.client import Client
 from coordinator.clock import SystemClock
 from coordinator.errors import MdevnsError
@@ -23,10 +25,13 @@ from coordinator.model import (
 from coordinator.restoring import begin
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn
+from tests.agent.host import process
 from tests.support.desk import HOST, NAME, OTHER, TYPE, Desk, name, wish
 from tests.support.faulty import Fate, FaultyStore
 
 if TYPE_CHECKING:
+    import asyncio
+
     from coordinator.model import Claim
     from tests.agent.host import Host
 
@@ -355,6 +360,54 @@ async def test_a_write_under_way_is_waited_for(host: Host) -> None:
         simulated.let_go(host.directory, NAME)
         assert not (await host.finish()).left
         assert host.is_in(None)
+
+
+async def test_a_process_that_makes_what_the_store_has_lost_is_waited_for(host: Host) -> None:
+    """Its write may hang in the kernel, and its name is not given away before it has ended."""
+    async with process() as tool:
+        async with host.agent() as agent:
+            maker = maker_of(tool.pid)
+            await agent.local.take(host.wish(), name=NAME, request=None, by="me", maker=maker)
+        set_back(host)
+        await is_waited_for(host, tool)
+
+
+async def test_a_process_that_makes_what_the_store_has_as_defined_again_is_waited_for(
+    host: Host,
+) -> None:
+    """Its name could be moved to another host before its write has returned."""
+    async with process() as tool:
+        async with host.agent() as agent:
+            await host.ask(host.wish(persistent=True))
+            await host.wait(lambda: host.is_in(ACTIVE))
+            simulated.remove(host.directory, NAME)
+            await host.wait(lambda: host.is_in(DEFINED))
+            snapshot = host.desk.core.snapshot()
+            call = Call(
+                event="pre",
+                action="start",
+                state="none",
+                name=NAME,
+                parent=host.parents[0],
+                type=TYPE,
+                holder=tool.pid,
+            )
+            await Mdevctl(agent.local, host.directory / "mdevctl.d").answer(call)
+        set_back(host, snapshot)
+        await is_waited_for(host, tool)
+
+
+async def is_waited_for(host: Host, tool: asyncio.subprocess.Process) -> None:
+    """The restore is not done before a process has ended, which has made a device then."""
+    async with host.agent():
+        await host.wait(lambda: word(host))
+        told = word(host)
+        assert told is not None
+        assert "is made or removed by another process" in str(told.waits)
+        simulated.create(host.directory, host.parents[0], TYPE, NAME)
+        tool.kill()
+        assert not (await host.finish()).left
+        assert host.is_in(ACTIVE)
 
 
 async def remove_held_open(host: Host) -> None:

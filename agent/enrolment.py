@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from agent.journal import JournalFailed
 from agent.metrics import Metrics, Snapshot
 from agent.reconciler import Reconciler
 from agent.reporter import Reporter
@@ -109,6 +110,7 @@ class Enrolment:
             parts.rng,
             session,
             claims.in_force(session.host, session.instance),
+            notes=parts.notes,
         )
         vitals.restore = session.restore
         self._informer = Informer(
@@ -255,7 +257,7 @@ class Enrolment:
             await self._restoring.tell(self.reconciler.standing(known, look))
         except Fenced as error:
             self.reconciler.fence(error)
-        except StoreError as error:
+        except (StoreError, JournalFailed) as error:
             _log.warning("cannot tell of the restore", error=error.line)
 
     def _snapshot(self, look: Look) -> None:

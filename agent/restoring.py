@@ -14,7 +14,7 @@ import structlog
 
 from agent.reconcile import Action, Sight, decide
 from coordinator.errors import Fenced
-from coordinator.model import RestoredValue, RestoreValue, Unreadable, decode, encode
+from coordinator.model import Name, RestoredValue, RestoreValue, Unreadable, decode, encode
 from coordinator.states import ClaimState
 from coordinator.store import Put, Txn, get, unchanged, valued
 from coordinator.transactions import settle
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from agent.bus import Device
+    from agent.notes import Notes
     from agent.reconcile import Facts
     from agent.scanner import Look
     from agent.steps import Enrolled
     from coordinator.clock import Clock
     from coordinator.keys import Keys
-    from coordinator.model import Claim, Name
+    from coordinator.model import Claim
     from coordinator.session import Session
     from coordinator.store import KeyValue, Store
     from coordinator.transactions import Guard
@@ -167,9 +168,11 @@ class Restoring:
         rng: random.Random,
         session: Session,
         in_force: Guard,
+        *,
+        notes: Notes,
     ) -> None:
         self._store, self._keys, self._clock, self._rng = store, keys, clock, rng
-        self._session, self._in_force = session, in_force
+        self._session, self._in_force, self._notes = session, in_force, notes
         self.restore = session.restore
         """The restore that is under way, or None."""
         self._looked = clock.boottime()
@@ -209,9 +212,13 @@ class Restoring:
         Raises:
             Fenced: a newer enrolment or an evict took over.
             StoreError: the store failed.
+            JournalFailed: the journal vouches still for what would be told as absent.
         """
         if self.restore is None or now == self._told:
             return
+        for name in now.absent:  # it may give way, and nobody here hear of it
+            self._notes.unsure(Name(name))
+        await self._notes.written()
         keys, host = self._keys, self._session.host
         key, wanted = keys.restored(host), self._value(self.restore, now)
         txn = Txn(

@@ -12,7 +12,7 @@ from agent.local.mdevctl import Call, Mdevctl
 from agent.makers import maker_of
 from coordinator.client import Client
 from coordinator.clock import SystemClock
-from coordinator.errors import MdevnsError
+from coordinator.errors import MdevnsError, Unreachable
 from coordinator.evicting import evict, forget
 from coordinator.model import (
     AfterRemoval,
@@ -32,6 +32,7 @@ from tests.support.faulty import Fate, FaultyStore
 if TYPE_CHECKING:
     import asyncio
 
+    from agent.daemon import Agent
     from coordinator.model import Claim
     from tests.agent.host import Host
 
@@ -345,6 +346,41 @@ async def test_a_claim_without_its_device_is_told_with_its_revision(host: Host) 
         await host.wait(lambda: host.is_in(None))
 
 
+async def test_what_was_told_as_without_a_device_is_not_started_without_the_store(
+    host: Host,
+) -> None:
+    """It may have given way since, to a device that another host has."""
+    away: list[bool] = []
+    host.store = FaultyStore(host.store, lambda _: Fate.UNREACHABLE if away else Fate.DELIVER)
+    async with host.agent():
+        await host.ask(host.wish(persistent=True))
+        await host.wait(lambda: host.is_in(ACTIVE))
+    await begun(host)
+    simulated.remove(host.directory, NAME)
+    async with host.agent():
+        await host.wait(lambda: (told := word(host)) is not None and NAME in told.absent)
+    away.append(True)
+    async with process() as tool, host.agent(enrols=False) as agent:
+        await host.wait(lambda: agent.local.store_is_away)
+        with pytest.raises(Unreachable):
+            await starts(host, agent, tool)
+    assert host.is_in(ACTIVE)
+
+
+async def starts(host: Host, agent: Agent, tool: asyncio.subprocess.Process) -> None:
+    """mdevctl asks whether it may start the device."""
+    call = Call(
+        event="pre",
+        action="start",
+        state="none",
+        name=NAME,
+        parent=host.parents[0],
+        type=TYPE,
+        holder=tool.pid,
+    )
+    await Mdevctl(agent.local, host.directory / "mdevctl.d").answer(call)
+
+
 async def test_a_write_under_way_is_waited_for(host: Host) -> None:
     """A device that is going has no claim in the store any more, and its name is not given away."""
     async with host.agent():
@@ -381,18 +417,9 @@ async def test_a_process_that_makes_what_the_store_has_as_defined_again_is_waite
             await host.ask(host.wish(persistent=True))
             await host.wait(lambda: host.is_in(ACTIVE))
             simulated.remove(host.directory, NAME)
-            await host.wait(lambda: host.is_in(DEFINED))
+            await host.wait(lambda: (c := agent.local.claim(NAME)) and c.state is DEFINED)
             snapshot = host.desk.core.snapshot()
-            call = Call(
-                event="pre",
-                action="start",
-                state="none",
-                name=NAME,
-                parent=host.parents[0],
-                type=TYPE,
-                holder=tool.pid,
-            )
-            await Mdevctl(agent.local, host.directory / "mdevctl.d").answer(call)
+            await starts(host, agent, tool)
         set_back(host, snapshot)
         await is_waited_for(host, tool)
 

@@ -665,7 +665,9 @@ def _taken_or_ours(
         claim = None if found[1] is None else read_claim(found[1])
         if isinstance(claim, Claim) and value is not None and answers(claim, value):
             return Answer(claim.revision, claim)
-    return Answer(0, error=NameTaken(name, _holder(found) or Holder(host, None, "unreadable")))
+    by = standing.request if isinstance(standing, NameValue) else None
+    holder = _holder(found) or Holder(host, None, "unreadable")
+    return Answer(0, error=NameTaken(name, holder, by))
 
 
 def answers(claim: Claim, wanted: Wish | ClaimValue) -> bool:

@@ -6,7 +6,7 @@ parent is left.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from coordinator.views import no_such_host
 from coordinator.waiting import await_made
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from coordinator.client import Client
     from coordinator.feeds import Hearer
@@ -246,14 +246,15 @@ class _Creation:
                 self._end(result)
         return claimed
 
-    async def _holding(self, names: Sequence[Name]) -> dict[Name, Record | None]:
-        """What holds names that are taken; nothing is known of them when the store is away now.
+    async def _holding(self, names: Sequence[Name]) -> Mapping[Name, Record | StoreError | None]:
+        """What holds names that are taken, or why that cannot be read.
 
         It must not take the others' answers away: their names are reserved.
         """
-        with suppress(StoreError):
+        try:
             return await self._client.views.find_all(names)
-        return {}
+        except StoreError as error:
+            return dict.fromkeys(names, error)
 
     async def _reserve(self, placed: Sequence[tuple[Ask, Wish]], lease: int) -> list[Answer]:
         client, now = self._client, self._client.clock.now()
@@ -266,7 +267,7 @@ class _Creation:
         return await client.commit(changes, *self._guards)
 
     async def _if_mine(
-        self, ask: Ask, wish: Wish, lease: int, answer: Answer, record: Record | None
+        self, ask: Ask, wish: Wish, lease: int, answer: Answer, record: Record | StoreError | None
     ) -> Answer:
         """A name that is taken by the very same request is no conflict.
 
@@ -279,6 +280,9 @@ class _Creation:
             return Answer(0, error=NameTaken(ask.name, answer.claim.holder))
         if not isinstance(answer.error, NameTaken):
             return answer
+        if isinstance(record, StoreError):
+            may_be_mine = answer.error.request in (None, ask.request)
+            return Answer(0, error=record, doubted=answer.doubted) if may_be_mine else answer
         same = isinstance(record, Claim | Hold) and record.request == ask.request
         if same and isinstance(record, Claim) and answers(record, wish) and ask.allows(record):
             return Answer(record.revision, record)

@@ -140,10 +140,12 @@ class NameTaken(Refused):
 
     errno, exit_code = "EEXIST", 4
 
-    def __init__(self, name: str, holder: Holder) -> None:
+    def __init__(self, name: str, holder: Holder, request: str | None = None) -> None:
         super().__init__(
             name, f"held by {holder}", f"see: mdevns show {name}", name=name, holder=holder
         )
+        self.request = request
+        """The request that holds it, where the refusal tells."""
 
 
 class ExistsOnHost(Refused):

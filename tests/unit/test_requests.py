@@ -20,6 +20,7 @@ from coordinator.errors import (
     OutcomeUnknown,
     StoreReadOnly,
     TryAgain,
+    Unreachable,
 )
 from coordinator.model import (
     Claim,
@@ -28,7 +29,7 @@ from coordinator.model import (
 )
 from coordinator.reserving import release, renew, reserve
 from coordinator.states import ClaimState
-from coordinator.store import Delete, Put, Range, Txn
+from coordinator.store import Delete, Put, Range, Txn, may_write
 from coordinator.transactions import transaction
 from tests.support.counting import CountingStore
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
@@ -173,6 +174,25 @@ def test_a_reservation_is_turned_into_a_device_by_its_own_request_only(scene: Sc
     (made,) = scene.create(ask())
     assert isinstance(made.record, Claim)
     assert made.record.state is ClaimState.ACTIVE
+
+
+def test_whoever_cannot_be_told_who_has_a_name_is_told_just_that(scene: Scene) -> None:
+    """The store goes away when a name was found taken: it may be by this very request."""
+    scene.host(HOST, p0=2)
+    scene.run(lambda client: reserve(client, [NAME], request="req", ttl=TTL))
+    was_refused = False
+
+    def fate(txn: Txn) -> Fate:
+        nonlocal was_refused
+        if was_refused and not may_write(txn):
+            return Fate.UNREACHABLE
+        was_refused = may_write(txn)
+        return Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, fate)
+    mine, free = scene.create(ask(), ask(2), wait=False)
+    assert isinstance(mine.error, Unreachable), mine
+    assert isinstance(free.record, Claim)
 
 
 def test_a_host_that_goes_away_while_it_creates_is_said_and_the_claim_stays(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,10 @@ def _sort(truth: Truth, path: list[str], kv: Any) -> None:
 def _devices(directory: Path) -> dict[str, str]:
     """Each device's parent: those on the bus, and those that only a parent's directory has."""
     bus = directory / "sys/bus/mdev/devices"
-    found = {entry.name: entry.resolve().parent.name for entry in bus.iterdir()}
+    found = {}
+    for entry in bus.iterdir():
+        with suppress(FileNotFoundError):  # it was removed since the directory was read
+            found[entry.name] = entry.resolve().parent.name
     for parent in (directory / "sys/class/mdev_bus").iterdir():
         for entry in parent.resolve().iterdir():
             if len(entry.name) == _UUID_LENGTH and entry.name.count("-") == 4:

@@ -42,6 +42,7 @@ class Notes:
         self._awaiting: list[asyncio.Future[None]] = []
         self._older: dict[Name, Claim] = {}
         self._displaced: dict[Name, Claim] = {}
+        self._floor: int | None = None
         self._why = ""
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -154,6 +155,10 @@ class Notes:
         self._changes.urgent = True
         self._begin()
 
+    def listing(self) -> None:
+        """A list is asked for. What we do while it is under way is newer than it may be."""
+        self._floor = self._kept.revision
+
     def listed(self, revision: int, names: Iterable[Name]) -> None:
         """All claims of the host were listed at a revision; `learnt` has heard of each.
 
@@ -162,7 +167,10 @@ class Notes:
         stands in the place of. Reservations are not lost: no device was begun for them.
         """
         self._heard()
-        seen = max([self._kept.revision, *(one.revision for one in self._older.values())])
+        newest, floor, self._floor = self._kept.revision, self._floor, None
+        if newest < _BEYOND and floor is not None:
+            newest = min(newest, floor)
+        seen = max([newest, *(one.revision for one in self._older.values())])
         set_back = revision < seen
         missing = self._kept.claims.keys() - set(names)
         if set_back:
@@ -188,7 +196,7 @@ class Notes:
             reverted = {name for name, one in older.items() if self._has_failed(name, one)}
             self._kept.reverted.update(reverted)
             self._changes.reverted |= reverted
-        self._seen(revision)
+        self._seen(revision if set_back else max(revision, self._kept.revision))
         self._why = ""
         self._begin()
 

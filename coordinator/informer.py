@@ -32,6 +32,10 @@ class Recorder(Protocol):
         """The newest of a name; None: the host has no claim of it."""
         ...
 
+    def listing(self) -> None:
+        """A list is asked for: its revision is no lower than what was heard of until now."""
+        ...
+
     def listed(self, revision: int, names: Iterable[Name]) -> None:
         """All claims were listed at a revision, and `learnt` has heard of each."""
         ...
@@ -45,6 +49,8 @@ class _Nobody:
     """A recorder for who keeps no record."""
 
     def learnt(self, name: Name, claim: Claim | None) -> None: ...
+
+    def listing(self) -> None: ...
 
     def listed(self, revision: int, names: Iterable[Name]) -> None: ...
 
@@ -130,6 +136,7 @@ class Informer:
 
     async def _list(self) -> int:
         revision, listed, alive = 0, {}, False
+        self._recorder.listing()
         async for page in pages(self._store, prefix(self._keys.of_host(self._host))):
             revision = page.revision
             for kv in page.kvs:

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
+from agent.notes import Notes
 from coordinator.errors import Fenced
-from coordinator.informer import Informer
+from coordinator.informer import Informer, Recorder
 from coordinator.model import Claim, Removal, Unreadable
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn
-from coordinator.transactions import transaction
+from coordinator.transactions import Answer, answers, transaction
+from tests.sim.journal import Disk, MemoryJournal
 from tests.support.desk import HOST, NAME, OTHER, PARENT, TYPE, Desk, name, wish
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.virtual_time import pass_time, run_virtual
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from coordinator.model import Name
     from coordinator.store import Range, RangeResult
@@ -31,7 +34,7 @@ RESYNC = 100.0
 class Watched:
     """A desk with an enrolled host and its informer; the test does things meanwhile."""
 
-    def __init__(self, desk: Desk | None = None) -> None:
+    def __init__(self, desk: Desk | None = None, recorder: Recorder | None = None) -> None:
         self.desk = desk or Desk()
         self.session = self.desk.core.grant(100_000).id
         keys = self.desk.keys
@@ -46,6 +49,7 @@ class Watched:
             instance="me",
             resync=RESYNC,
             changed=self._changed,
+            recorder=recorder,
         )
 
     def _changed(self, names: frozenset[Name]) -> None:
@@ -149,19 +153,21 @@ def test_what_is_deleted_is_told_and_gone(watched: Watched) -> None:
 
 
 class Gap(FaultyStore):
-    """A store in which something happens right after the first list."""
+    """A store in which something happens right after a list, the first one if not told else."""
 
     def __init__(self, desk: Desk, change: Change) -> None:
         super().__init__(desk.store, lambda _: Fate.DELIVER)
         self._desk, self._change = desk, change
-        self._has_happened = False
+        self.has_happened = False
+        self.then: Callable[[Answer], None] = lambda _: None
 
     async def range(self, request: Range) -> RangeResult:
         """As the inner store."""
         result = await super().range(request)
-        if not self._has_happened:
-            self._has_happened = True
-            self._desk.core.txn(transaction((), [self._change]))
+        if not self.has_happened:
+            self.has_happened = True
+            done = self._desk.core.txn(transaction((), [self._change]))
+            self.then(*answers((), [self._change], done))
         return result
 
 
@@ -198,6 +204,28 @@ def test_after_a_compaction_it_lists_again_and_misses_nothing(watched: Watched) 
     watched.while_running(work())
     assert [watched.state(name(n)) for n in (1, 2)] == [None, "active"]
     assert desk.core.now < RESYNC
+
+
+def test_what_we_do_while_a_list_is_under_way_sets_no_store_back() -> None:
+    """The list is older than our own word then, and what it lacks was freed and not lost."""
+    desk = Desk()
+    ours, freed = (asyncio.run(_active(desk, name(n))) for n in (1, 2))
+    desk.store = store = Gap(desk, desk.claims.retire(ours, Removal(), now="t"))
+    store.has_happened = True
+    notes = Notes(MemoryJournal(Disk()))  # type: ignore[arg-type]  # held to the real one's contract
+    watched = Watched(desk, notes)
+
+    async def work() -> None:
+        # All in one turn of the loop, so the watch is told of none of it before the compaction.
+        desk.core.txn(transaction((), [desk.claims.lose(freed, now="t")]))
+        desk.core.compact(desk.core.revision)
+        store.has_happened = False
+        store.then = lambda done: watched.informer.learn(ours.name, done.revision, done.made())
+
+    with capture_logs() as said:
+        watched.while_running(work())
+    assert watched.state(ours.name) is ClaimState.REMOVING
+    assert (list(notes.lost), list(notes.claims), said) == ([], [ours.name], [])
 
 
 def test_it_is_listed_again_now_and_then_whatever_the_watch_said(watched: Watched) -> None:

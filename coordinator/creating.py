@@ -20,6 +20,7 @@ from coordinator.errors import (
     NoCapacity,
     NotFound,
     StoreError,
+    TryAgain,
 )
 from coordinator.model import Claim, Wish
 from coordinator.placement import Candidate, Strategy, place
@@ -280,9 +281,9 @@ class _Creation:
             return Answer(0, error=NameTaken(ask.name, answer.claim.holder))
         if not isinstance(answer.error, NameTaken):
             return answer
-        if isinstance(record, StoreError):
-            may_be_mine = answer.error.request in (None, ask.request)
-            return Answer(0, error=record, doubted=answer.doubted) if may_be_mine else answer
+        unseen = _unseen(ask, answer.error, record)
+        if unseen is not None:
+            return Answer(0, error=unseen, doubted=answer.doubted)
         same = isinstance(record, Claim | Hold) and record.request == ask.request
         if same and isinstance(record, Claim) and answers(record, wish) and ask.allows(record):
             return Answer(record.revision, record)
@@ -312,6 +313,16 @@ class _Creation:
 
         await await_made(self._client.store, self._client.keys, claimed, ended, hearer)
         return again
+
+
+def _unseen(ask: Ask, refusal: NameTaken, record: Record | StoreError | None) -> MdevnsError | None:
+    """What is told where it may be this very request that has the name, and nobody could see it."""
+    if record is None and refusal.request == ask.request:
+        why = "what this very request held is gone since"
+        return TryAgain(ask.name, why, "ask again", name=ask.name)
+    if isinstance(record, StoreError) and refusal.request in (None, ask.request):
+        return record
+    return None
 
 
 def _the_one_host(asks: Sequence[Ask]) -> str | None:

@@ -195,6 +195,26 @@ def test_whoever_cannot_be_told_who_has_a_name_is_told_just_that(scene: Scene) -
     assert isinstance(free.record, Claim)
 
 
+def test_a_reservation_of_its_own_that_lapses_meanwhile_is_nobody_elses(scene: Scene) -> None:
+    """It lapses between the refusal and the look at who has the name: try again."""
+    scene.host(HOST, p0=2)
+    scene.run(lambda client: reserve(client, [NAME], request="req", ttl=TTL))
+    held = scene.desk.kv(scene.desk.keys.name(NAME))
+    assert held is not None
+    was_refused = False
+
+    def fate(txn: Txn) -> Fate:
+        nonlocal was_refused
+        if was_refused:
+            scene.desk.core.expire(held.lease)
+        was_refused = may_write(txn)
+        return Fate.DELIVER
+
+    scene.store = FaultyStore(scene.desk.store, fate)
+    (lapsed,) = scene.create(ask(), wait=False)
+    assert isinstance(lapsed.error, TryAgain), lapsed
+
+
 def test_a_host_that_goes_away_while_it_creates_is_said_and_the_claim_stays(
     scene: Scene,
 ) -> None:

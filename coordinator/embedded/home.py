@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Home"]
 
 
-class Home:
+class Home(ABC):
     """A context with a directory: a given one that stays, or a temporary one that goes with it."""
 
     def __init__(self, directory: Path | None) -> None:
@@ -35,8 +36,9 @@ class Home:
                 str(error.filename), f"it cannot hold an etcd: {error.strerror}", "name another"
             ) from error
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Start the servers."""
 
     def close(self) -> None:
         """Remove the directory, unless it was given. Servers are stopped before, by subclasses."""

@@ -663,8 +663,14 @@ def test_a_claim_of_a_host_that_was_never_here_gives_way(desk: Desk) -> None:
     assert finished(desk).yielded == [NAME]
 
 
-def cut_off(desk: Desk) -> None:
-    """An evict of gpu01 that ended after its first transaction."""
+def cut_off(desk: Desk) -> Claim:
+    """A claim of gpu01's, whose evict ended after its first transaction; its device is on gpu02."""
+    claim = claim_of(desk, ClaimState.ACTIVE)
+    desk.core.expire(enrolled(desk).lease)
+    begun(desk)
+    second = enrolled(desk, OTHER)
+    told(desk, second)
+    conflict(desk, second)
 
     def decide(txn: Txn) -> Fate:
         kv = desk.kv(desk.keys.epoch(HOST))
@@ -677,16 +683,11 @@ def cut_off(desk: Desk) -> None:
             lambda client: evict(client, HOST, reason="burnt", definitions=False),
             FaultyStore(desk.store, decide),
         )
+    return claim
 
 
 def test_a_claim_that_an_evict_has_not_come_to_gives_way(desk: Desk) -> None:
     """Its host is fenced off; else its name would be free later, and anybody's."""
-    claim_of(desk, ClaimState.ACTIVE)
-    desk.core.expire(enrolled(desk).lease)
-    begun(desk)
-    second = enrolled(desk, OTHER)
-    told(desk, second)
-    conflict(desk, second)
     cut_off(desk)
     done = finished(desk)
     assert (done.yielded, done.conflicts) == ([NAME], [])
@@ -696,13 +697,7 @@ def test_a_claim_that_an_evict_has_not_come_to_gives_way(desk: Desk) -> None:
 
 def test_a_claim_does_not_give_way_to_an_evict_that_its_host_has_ended(desk: Desk) -> None:
     """It has enrolled between the look and the commit, so it was not fenced off."""
-    claim = claim_of(desk, ClaimState.ACTIVE)
-    desk.core.expire(enrolled(desk).lease)
-    begun(desk)
-    second = enrolled(desk, OTHER)
-    told(desk, second)
-    conflict(desk, second)
-    cut_off(desk)
+    claim = cut_off(desk)
 
     def decide(txn: Txn) -> Fate:
         if desk.keys.audits in repr(txn):

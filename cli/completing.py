@@ -162,7 +162,7 @@ def _from_store(
             ask = partial(offering.unreachable_hosts, start=last)
         case "host":
             ask = partial(offering.hosts, start=last)
-        case "to":
+        case "to" if command == "move":
             ask = partial(offering.places, start=last)
         case "type_" if command != "sim":
             ask = partial(offering.types, start=last, host=host)

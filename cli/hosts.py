@@ -15,7 +15,7 @@ from cli.failures import Usage
 from cli.inventory import Offer, offers
 from cli.options import Format
 from cli.output import View
-from coordinator import evicting
+from coordinator import evicting, renaming
 from coordinator.client import Client
 from coordinator.model import parse_label
 from coordinator.states import ClaimState
@@ -28,33 +28,47 @@ class Act(StrEnum):
     """What is done about a host."""
 
     FORGET = "forget"
+    RENAME = "rename"
 
 
 @command
 def hosts(
     call: Call,
     act: Annotated[
-        Act | None, typer.Argument(metavar="forget", help="Drop a host that holds no name.")
+        Act | None,
+        typer.Argument(
+            metavar="forget|rename", help="Drop a host without names, or rename a host."
+        ),
     ] = None,
-    host: Annotated[str | None, typer.Argument(metavar="HOST", help="Which.")] = None,
+    host: Annotated[str | None, typer.Argument(metavar="HOST", help="The host.")] = None,
+    to: Annotated[
+        str | None, typer.Argument(metavar="NEW", help="The new name, for rename.")
+    ] = None,
     *,
     reason: Annotated[
-        str, typer.Option(help="Why it is forgotten; it stands in the audit.")
+        str, typer.Option(help="Why the host is forgotten or renamed, for the audit.")
     ] = "not given",
 ) -> None:
-    """List hosts, and how many names they hold; or forget one.
+    """List hosts and their names; or forget or rename one.
 
     FREE is how many devices more its parents say they have room for; at a terminal a bar
     shows how full it is. `mdevns hosts forget HOST` drops a host that holds no name and has
-    no living agent.
+    no living agent. `mdevns hosts rename HOST NEW` gives the claims of a machine its new host
+    name: stop its agent first, and start it as NEW afterwards.
     """
     if act is None:
         call.out.many(_hosts_view(), call.run(lambda client: client.views.host_views()))
         return
-    if host is None:
-        raise Usage(call.path, "takes nothing, or: forget HOST", f"see: {call.path} --help")
+    if host is None or (to is None) == (act is Act.RENAME):
+        usage = "takes nothing, or: forget HOST, or: rename HOST NEW"
+        raise Usage(call.path, usage, f"see: {call.path} --help")
     gone = parse_label(host, "host name")
-    call.run(lambda client: evicting.forget(client, gone, reason=reason))
+    if to is None:
+        call.run(lambda client: evicting.forget(client, gone, reason=reason))
+        return
+    new = parse_label(to, "host name")
+    moved = call.run(lambda client: renaming.rename(client, gone, new, reason=reason))
+    call.out.note(f"{gone} is renamed to {new} with {len(moved)} names; start its agent as {new}")
 
 
 @command

@@ -44,7 +44,7 @@ COMMANDS = {
     "move": ("cli.persistent:move", "Give a name without a device to another host."),
     "list": ("cli.looking:list_", "List names and who holds them."),
     "show": ("cli.looking:show", "Say who holds a name, why, and what would free it."),
-    "hosts": ("cli.hosts:hosts", "List hosts, and how many names they hold; or forget one."),
+    "hosts": ("cli.hosts:hosts", "List hosts and their names; or forget or rename one."),
     "parents": ("cli.hosts:parents", "List parents and what they have available."),
     "types": ("cli.hosts:types", "List types, and what the cluster has available of each."),
     "watch": ("cli.watch:watch", "Tell changes of names as they happen, until it is interrupted."),

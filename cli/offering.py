@@ -83,8 +83,9 @@ async def hosts(store: Store, keys: Keys, start: str) -> list[str]:
 
 
 async def unreachable_hosts(store: Store, keys: Keys, start: str) -> list[str]:
-    """Those of them whose agent is not seen: no other is evicted or forgotten."""
-    return await Views(store, keys).unreachable(await hosts(store, keys, start))
+    """Hosts without a living agent: no other is evicted, forgotten or renamed."""
+    views = Views(store, keys)
+    return await views.unreachable(_starting(start, await views.known_hosts()))
 
 
 async def parents(store: Store, keys: Keys, start: str, host: str | None) -> list[str]:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from coordinator.errors import Fenced, Holder, HostDown, Moved, NameTaken, StoreReadOnly
+from coordinator.errors import (
+    Fenced,
+    Holder,
+    HostDown,
+    Moved,
+    NameTaken,
+    NotFound,
+    StoreReadOnly,
+)
 from coordinator.model import (
     AfterRemoval,
     Claim,
@@ -415,6 +423,21 @@ class Claims:
             extra=(Delete(self._keys.claim(claim.host, claim.name)),),
         )
 
+    def rename(self, claim: Claim, host: str) -> Change:
+        """Any state → the same, under the new name of the same host.
+
+        Only under `in_force` of the epoch that the rename itself has written: no agent serves
+        either name then, and the machine that has the device is the one that takes the claim on.
+        """
+        return self._write(
+            claim.name,
+            host,
+            claim.value(),
+            when=(*self._both_unchanged(claim), absent(self._keys.claim(host, claim.name))),
+            lease=claim.lease,
+            extra=(Delete(self._keys.claim(claim.host, claim.name)),),
+        )
+
     def give_way(self, held: Claim | Hold) -> Change:
         """Any state → free, for a device of that name that another host has after a restore.
 
@@ -461,6 +484,16 @@ class Claims:
             "the restore",
             "its hold is gone: it was finished meanwhile",
             "see: mdevns check",
+        )
+
+    def known(self, host: str) -> Guard:
+        """The host enrolled and was not forgotten since. It need not be reachable."""
+        return Guard(
+            present(self._keys.identity(host)),
+            NotFound,
+            f"host {host}",
+            "no such host",
+            "see: mdevns hosts",
         )
 
     def enrolled(self, host: str) -> Guard:

@@ -22,7 +22,7 @@ from coordinator.placement import Candidate, Strategy, place
 from coordinator.reserving import reserve
 from coordinator.states import ClaimState
 from coordinator.store import get
-from coordinator.views import not_found, unreadable
+from coordinator.views import no_such_host, not_found, unreadable
 
 if TYPE_CHECKING:
     from coordinator.views import Record
@@ -34,26 +34,57 @@ _TTL = 60  # seconds for which a name is held between its two transactions
 
 
 async def define(
-    client: Client, name: Name, wish: Wish, *, request: str, boot_id: str | None = None
+    client: Client,
+    name: Name,
+    wish: Wish,
+    *,
+    request: str,
+    boot_id: str | None = None,
+    reported: bool = True,
 ) -> Result:
-    """Take a name for a persistent device of a host, without making it.
+    """Take a name for a persistent device of a host, without creating the device.
 
-    First held on a lease and without a host, so that a lost answer leaves nothing; then, by
-    the revision of that, defined. The host need not be reachable, but it must have enrolled.
-    With its `boot_id` autostart begins with its next boot, without it at once.
+    The host need not be reachable. With its `boot_id` autostart begins with its next boot,
+    without it at once. `reported`: the host's last report must have the parent, and the parent
+    the type; mdevctl's definitions may precede both.
+
+    The name is first reserved without a host, on a lease, so a lost answer leaves nothing. The
+    second commit compares the revision of that, and that the host is known: a host that is
+    forgotten meanwhile gets no claim.
 
     Raises:
-        NotFound: the host never enrolled.
+        NotFound: the host never enrolled, or reports no such parent or type.
     """
-    await client.views.enrolled(wish.host)
+    if reported:
+        await _check_target(client, wish.host, wish.parent, wish.type)
+    else:
+        await client.views.enrolled(wish.host)
     (held,) = await reserve(client, [name], request=request, ttl=_TTL)
     if not isinstance(held.record, Hold):
         return held
     change = client.claims.define(
         held.record, wish, now=client.clock.now(), by=client.asked_by, boot_id=boot_id
     )
-    (answer,) = await client.commit([change])
+    (answer,) = await client.commit([change], client.claims.known(wish.host))
     return await client.result(name, answer, answer.claim)
+
+
+async def _check_target(client: Client, host: str, parent: str, type_: str) -> None:
+    """Check that a host's last report has a parent, and the parent a type.
+
+    Raises:
+        NotFound: the host never enrolled, or reports no such parent or type.
+    """
+    views = (await client.views.parents_of([host]))[host]
+    if views is None:
+        raise no_such_host(host)
+    offered = next((view.value.types for view in views if view.parent == parent), None)
+    if offered is None:
+        why = f"host {host} reports no such parent"
+        raise NotFound(f"parent {parent}", why, f"see: mdevns parents --host {host}")
+    if all(offer.type != type_ for offer in offered):
+        why = f"parent {parent} of host {host} does not offer it"
+        raise NotFound(f"type {type_}", why, f"see: mdevns parents --host {host}")
 
 
 async def take_over(client: Client, name: Name, wish: Wish, *, request: str) -> Result:
@@ -71,7 +102,9 @@ async def take_over(client: Client, name: Name, wish: Wish, *, request: str) -> 
         except NotAllowed:  # a host may not read the claim of another, and is told who has it
             record = None
         if record is None:
-            return await define(client, name, wish, request=request, boot_id=boot_id)
+            return await define(
+                client, name, wish, request=request, boot_id=boot_id, reported=False
+            )
         error = _not_ours(name, record, wish)
         if error is not None or not isinstance(record, Claim):
             return _refused(name, error, doubted=doubted)
@@ -129,7 +162,7 @@ async def move(client: Client, name: Name, host: str, parent: str | None) -> Res
     else the one with most room.
 
     Raises:
-        NotFound: the host never enrolled.
+        NotFound: the host never enrolled, or reports no such parent, or not this type on it.
     """
     await client.views.enrolled(host)
     result, doubted = Result(name), False
@@ -141,9 +174,10 @@ async def move(client: Client, name: Name, host: str, parent: str | None) -> Res
         target = parent or await _parent(client, host, record)
         if isinstance(target, MdevnsError):
             return _refused(name, target, doubted=doubted)
+        await _check_target(client, host, target, record.type)
         wish = Wish(host=host, parent=target, type=record.type)
         change = client.claims.move(record, wish, now=client.clock.now())
-        (answer,) = await client.commit([change])
+        (answer,) = await client.commit([change], client.claims.known(host))
         result, doubted = await client.result(name, answer, answer.claim), answer.doubted or doubted
         if not isinstance(answer.error, Moved):
             break

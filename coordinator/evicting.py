@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coordinator.errors import InUse, Moved, NotFound
+from coordinator.errors import InUse, Moved
+from coordinator.keys import last_part
 from coordinator.model import (
     AuditValue,
     Claim,
     IdentityValue,
+    MachineValue,
     Name,
     RestoreValue,
     Unreadable,
@@ -22,15 +24,38 @@ from coordinator.model import (
     encode,
 )
 from coordinator.states import ClaimState
-from coordinator.store import Delete, Put, Txn, absent, get, pages, prefix, prefix_end, unchanged
+from coordinator.store import (
+    Delete,
+    Put,
+    Txn,
+    absent,
+    get,
+    pages,
+    prefix,
+    prefix_end,
+    unchanged,
+    vacant,
+)
 from coordinator.transactions import settle
+from coordinator.views import no_such_host
 
 if TYPE_CHECKING:
     from coordinator.client import Client
     from coordinator.store import Compare, KeyValue
     from coordinator.transactions import Guard
 
-__all__ = ["Evicted", "audit", "evict", "forget"]
+__all__ = [
+    "Evicted",
+    "audit",
+    "claims_of",
+    "departed",
+    "evict",
+    "evicted_epoch",
+    "forced",
+    "forget",
+    "machines_of",
+    "record",
+]
 
 _ROUNDS = 10  # how often what moved or came meanwhile is looked for again
 
@@ -53,17 +78,17 @@ async def evict(client: Client, host: str, *, reason: str, definitions: bool) ->
     `definitions` persistent names are given up too.
 
     Raises:
-        NotFound: no such host.
+        NotFound: it never enrolled, and has no claim either.
         InUse: it has a living agent.
         Fenced: its agent enrolled again while it was evicted.
     """
     instance = f"evict-{client.rng.getrandbits(128):032x}"
-    await _take_epoch(client, host, instance, _record(client, "evict", host, reason))
+    await _take_epoch(client, host, instance, record(client, "evict", host, reason))
     evicted = Evicted()
     guard = client.claims.in_force(host, instance)
     for _ in range(_ROUNDS):
         guards = (await _permitted(client), guard)
-        claims, evicted.unreadable = await _claims(client, host)
+        claims, evicted.unreadable = await claims_of(client, host)
         left = [claim for claim in claims if definitions or claim.name not in evicted.defined]
         if not left:
             return evicted
@@ -83,31 +108,75 @@ async def evict(client: Client, host: str, *, reason: str, definitions: bool) ->
 async def forget(client: Client, host: str, *, reason: str) -> None:
     """Drop a host that holds no name and has no agent, and the machine behind it.
 
+    The transaction compares that the host has no claim, so a claim that appears after the look
+    stops it.
+
     Raises:
         NotFound: no such host.
         InUse: it has a living agent, or holds names.
     """
-    claims, unreadable = await _claims(client, host)
+    claims, unreadable = await claims_of(client, host)
     if claims or unreadable:
         count = len(claims) + len(unreadable)
         raise InUse(f"host {host}", f"holds {count} names", f"see: mdevns list --host {host}")
     keys = client.keys
-    identity = await _identity(client, host)
-    gone: list[Put | Delete] = [
-        Delete(keys.identity(host)),
-        # Not deleted: that there is no epoch tells a host that returns of a store set back.
-        Put(keys.epoch(host), f"forget-{client.rng.getrandbits(128):032x}".encode()),
-        *(Delete(whole, prefix_end(whole)) for whole in (keys.parents(host), keys.findings(host))),
-    ]
-    value = decode(identity, IdentityValue)
-    if isinstance(value, IdentityValue):
-        gone.append(Delete(keys.machine(value.machine_id)))
-    await _forced(
+    identity = (await client.store.range(get(keys.identity(host)))).first
+    machines = await machines_of(client, host, identity)
+    if identity is None and not machines:
+        raise no_such_host(host)
+    await forced(
         client,
         host,
-        (unchanged(identity.key, identity.mod_revision),),
-        (*gone, _record(client, "forget", host, reason)),
+        (
+            unchanged(keys.identity(host), 0 if identity is None else identity.mod_revision),
+            *(unchanged(machine.key, machine.mod_revision) for machine in machines),
+            vacant(prefix(keys.claims(host))),
+        ),
+        (
+            *departed(client, host),
+            *(Delete(machine.key) for machine in machines),
+            record(client, "forget", host, reason),
+        ),
     )
+
+
+def departed(client: Client, host: str) -> tuple[Put | Delete, ...]:
+    """Drop all records of a host but its claims, and leave an epoch that no agent has.
+
+    The epoch stays since its absence shows a returning host that etcd was rolled back.
+    """
+    keys = client.keys
+    return (
+        Delete(keys.identity(host)),
+        Delete(keys.restored(host)),
+        Put(keys.epoch(host), f"forget-{client.rng.getrandbits(128):032x}".encode()),
+        *(Delete(whole, prefix_end(whole)) for whole in (keys.parents(host), keys.findings(host))),
+    )
+
+
+async def machines_of(client: Client, host: str, identity: KeyValue | None) -> list[KeyValue]:
+    """The machine records of a host: the one that its identity names, and all that name it."""
+    value = None if identity is None else decode(identity, IdentityValue)
+    own = value.machine_id if isinstance(value, IdentityValue) else None
+    found = []
+    async for page in pages(client.store, prefix(client.keys.machines)):
+        for kv in page.kvs:
+            machine = decode(kv, MachineValue)
+            named = isinstance(machine, MachineValue) and machine.host == host
+            if named or (isinstance(machine, Unreadable) and last_part(kv.key) == own):
+                found.append(kv)
+    return found
+
+
+async def evicted_epoch(client: Client, host: str) -> str | None:
+    """The epoch of a host that was evicted and has not enrolled since; None of any other.
+
+    Such a host is fenced by an operator's word. A transaction under `in_force` of this epoch is
+    refused as soon as its agent enrols.
+    """
+    kv = (await client.store.range(get(client.keys.epoch(host)))).first
+    epoch = "" if kv is None else kv.value.decode(errors="replace")
+    return epoch if epoch.startswith("evict-") else None
 
 
 async def audit(client: Client) -> list[AuditValue]:
@@ -120,20 +189,27 @@ async def audit(client: Client) -> list[AuditValue]:
 
 
 async def _take_epoch(client: Client, host: str, instance: str, record: Put) -> None:
-    await _identity(client, host)
-    await _forced(client, host, (), (Put(client.keys.epoch(host), instance.encode()), record))
+    if not await client.views.is_known(host):
+        raise no_such_host(host)
+    await forced(client, host, (), (Put(client.keys.epoch(host), instance.encode()), record))
 
 
-async def _forced(
+async def forced(
     client: Client, host: str, when: tuple[Compare, ...], ops: tuple[Put | Delete, ...]
 ) -> None:
-    """Do it if the host has no session, in one transaction; sent again until it is known."""
-    record = next(op for op in ops if isinstance(op, Put) and op.key.startswith(client.keys.audits))
+    """Apply `ops` in one transaction if the host has no session; resent until it is known.
+
+    `ops` hold exactly one record of the audit, by which an earlier copy is recognised.
+
+    Raises:
+        InUse: the host has a living agent, or `when` does not hold.
+    """
+    act = next(op for op in ops if isinstance(op, Put) and op.key.startswith(client.keys.audits))
     permitted = await _permitted(client)
     txn = Txn(
-        (absent(client.keys.session(host)), permitted.compare, *when, absent(record.key)),
+        (absent(client.keys.session(host)), permitted.compare, *when, absent(act.key)),
         ops,
-        (get(client.keys.session(host)), get(client.keys.hold), get(record.key)),
+        (get(client.keys.session(host)), get(client.keys.hold), get(act.key)),
     )
     result = await settle(client.store, txn, patience=client.patience, rng=client.rng)
     if result.succeeded:
@@ -161,14 +237,8 @@ async def _permitted(client: Client) -> Guard:
     return client.claims.no_hold()
 
 
-async def _identity(client: Client, host: str) -> KeyValue:
-    kv = (await client.store.range(get(client.keys.identity(host)))).first
-    if kv is None:
-        raise NotFound(f"host {host}", "no such host", "see: mdevns hosts")
-    return kv
-
-
-async def _claims(client: Client, host: str) -> tuple[list[Claim], list[Unreadable]]:
+async def claims_of(client: Client, host: str) -> tuple[list[Claim], list[Unreadable]]:
+    """The claims of a host, and the records among them that cannot be read."""
     claims: list[Claim] = []
     unreadable: list[Unreadable] = []
     async for record in client.views.records(host=host):
@@ -179,7 +249,8 @@ async def _claims(client: Client, host: str) -> tuple[list[Claim], list[Unreadab
     return claims, unreadable
 
 
-def _record(client: Client, what: str, host: str, reason: str) -> Put:
+def record(client: Client, what: str, host: str, reason: str) -> Put:
+    """The audit record of a forced act: what was done to which host, by whom and why."""
     now = client.clock.now()
     value = AuditValue(who=client.asked_by, what=what, host=host, why=reason, at=now)
     return Put(client.keys.audit(now, f"{client.rng.getrandbits(64):016x}"), encode(value))

@@ -92,7 +92,7 @@ class _Host:
     def take_down(self, kind: str, kv: KeyValue) -> None:
         """Take note of one of its records."""
         match kind:
-            case "identity":
+            case "identity" | "claims":  # an import brings claims of hosts that never enrolled
                 self.known = True
             case "session":
                 self.alive = True

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.client import Result, in_doubt
-from coordinator.errors import InUse, InvalidValue, MdevnsError, Moved, StoreError, TryAgain
+from coordinator.errors import (
+    HostDown,
+    InUse,
+    InvalidValue,
+    MdevnsError,
+    Moved,
+    StoreError,
+    TryAgain,
+)
+from coordinator.evicting import evicted_epoch
 from coordinator.model import AfterRemoval, Claim, Removal, Unreadable
 from coordinator.states import ClaimState
 from coordinator.views import not_found, unreadable
@@ -41,6 +50,11 @@ class _Act:
     awaited: Callable[..., Awaitable[None]]
     reached: Callable[[Claim | None], bool]
     keeps: bool = False  # whether a claim is left to show
+
+    @property
+    def frees(self) -> bool:
+        """Whether the name is free afterwards."""
+        return self.reached(None)
 
 
 async def remove(
@@ -241,9 +255,34 @@ class _Acting:
 
     async def _ask(self, claims: Sequence[Claim]) -> list[Answer]:
         """Ask for claims of one host, whose agent must be alive to do anything about it."""
-        client, now = self._client, self._client.clock.now()
+        client, now, host = self._client, self._client.clock.now(), claims[0].host
         changes = [self._act.change(client.claims, claim, now) for claim in claims]
-        return await client.commit(changes, client.claims.enrolled(claims[0].host))
+        answers = await client.commit(changes, client.claims.enrolled(host))
+        if not self._act.frees or not any(isinstance(a.error, HostDown) for a in answers):
+            return answers
+        return await self._ask_fenced(host, claims, answers)
+
+    async def _ask_fenced(
+        self, host: str, claims: Sequence[Claim], answers: Sequence[Answer]
+    ) -> list[Answer]:
+        """Free the definitions of an evicted host without its agent.
+
+        The operator's word that the host is fenced covers a device that was started by hand: of
+        a host that was not evicted its agent must look first.
+        """
+        client, now = self._client, self._client.clock.now()
+        epoch = await evicted_epoch(client, host)
+        down = [
+            place
+            for place, (claim, answer) in enumerate(zip(claims, answers, strict=True))
+            if claim.state is ClaimState.DEFINED and isinstance(answer.error, HostDown)
+        ]
+        if epoch is None or not down:
+            return list(answers)
+        changes = [client.claims.evict(claims[i], definitions=True, now=now) for i in down]
+        guard = client.claims.in_force(host, epoch)
+        freed = dict(zip(down, await client.commit(changes, guard), strict=True))
+        return [freed.get(place, answer) for place, answer in enumerate(answers)]
 
 
 def _unless(*states: ClaimState) -> Callable[[Claim], MdevnsError | None]:

@@ -214,7 +214,8 @@ class Enroller:
                 raise NotAllowed(
                     f"machine {self._identity.machine_id}",
                     f"is enrolled as host {host} already",
-                    f"start its agent as --host {host}, or give a clone its own machine-id",
+                    f"start its agent as --host {host}; if it was renamed: mdevns hosts rename "
+                    f"{host} {self.host} --reason TEXT; or give a clone its own machine-id",
                 )
 
     def _known(self, standing: _Standing) -> IdentityValue:

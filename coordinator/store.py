@@ -354,6 +354,11 @@ def unwritten_since(whole: Range, revision: int) -> Compare:
     return Compare(whole.key, Target.MOD, "<", revision + 1, whole.end)
 
 
+def vacant(whole: Range) -> Compare:
+    """No key of a range exists. etcd compares an empty range as an absent key (etcd API)."""
+    return Compare(whole.key, Target.CREATE, "=", 0, whole.end)
+
+
 def valued(key: str, value: bytes) -> Compare:
     """The key has this value."""
     return Compare(key, Target.VALUE, "=", value)

@@ -241,7 +241,12 @@ class Mdevctl:
         async with self._local.client(_BY) as client:
             # mdevctl starts with the next boot, or when it is asked to; not by defining.
             result = await define(
-                client, asked.name, wish, request=request, boot_id=enrolled.boot_id
+                client,
+                asked.name,
+                wish,
+                request=request,
+                boot_id=enrolled.boot_id,
+                reported=False,
             )
         if result.error is not None:
             if not isinstance(result.error, OutcomeUnknown):  # else it may stand, for nobody

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         ("create --config=/etc", {FILES}),
         ("create --count ", set()),
         ("sim init DIR --type ", set()),
-        ("hosts ", {"forget"}),
+        ("hosts ", {"forget", "rename"}),
         ("completion z", {"zsh"}),
     ],
 )

@@ -653,13 +653,16 @@ def test_a_reservation_for_no_host_gives_way(desk: Desk) -> None:
     assert desk.records() == (None, None)
 
 
-def test_a_claim_of_a_host_that_was_never_here_gives_way(desk: Desk) -> None:
-    """It was imported, or its host is known to nobody: what was not begun there is not there."""
+def test_a_claim_of_a_host_that_never_enrolled_gives_way_when_it_is_evicted(desk: Desk) -> None:
+    """Its claim makes the host known: it may have started its definition since the export."""
     claim_of(desk, ClaimState.DEFINED)
     begun(desk)
     second = enrolled(desk, OTHER)
     told(desk, second)
     conflict(desk, second)
+    done = finished(desk)
+    assert (done.yielded, [error.what for error in done.left]) == ([], [f"host {HOST}"])
+    ask(desk, lambda client: evict(client, HOST, reason="burnt", definitions=False))
     assert finished(desk).yielded == [NAME]
 
 
@@ -750,6 +753,7 @@ def test_a_claim_that_gave_way_is_not_taken_back_by_a_late_copy(desk: Desk) -> N
     """It compares the revision of what it freed."""
     claim_of(desk, ClaimState.DEFINED)
     begun(desk)
+    told(desk, enrolled(desk))
     second = enrolled(desk, OTHER)
     told(desk, second)
     conflict(desk, second)

@@ -136,8 +136,11 @@ class Bus(Protocol):
         """Write a vendor attribute of a device."""
         ...
 
-    def busy(self, name: str) -> bool:
-        """Whether something has the device's group or descriptor open: a remove would sleep."""
+    def busy(self, name: str) -> str | None:
+        """Why a remove would or might sleep; None: nothing has the group or the device open.
+
+        A device that could not be probed may be in use, and the text says so.
+        """
         ...
 
     def watch(self) -> Watcher | None:

@@ -39,6 +39,7 @@ __all__ = [
     "let_go",
     "plug",
     "reboot",
+    "refuse_probe",
     "remove",
     "tune",
     "unplug",
@@ -414,6 +415,17 @@ def fail_attribute(directory: Path, attribute: str, errno_name: str | None = "EI
     number = 0 if errno_name is None else _number(errno_name)
     with _kernel(directory).memory() as memory:
         memory.state["failing"][attribute] = number
+
+
+def refuse_probe(directory: Path, errno_name: str | None) -> None:
+    """Every open of a vfio node fails with that errno, as under device rules; None: no longer.
+
+    Raises:
+        InvalidValue: there is no such errno.
+    """
+    number = 0 if errno_name is None else _number(errno_name)
+    with _kernel(directory).memory() as memory:
+        memory.state["probe"] = number
 
 
 def _number(errno_name: str) -> int:

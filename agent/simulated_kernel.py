@@ -340,7 +340,11 @@ class SimulatedKernel(SystemCalls):
 
     def probe(self, path: Path) -> None:
         """Open a vfio group's node: EBUSY while somebody else has it open."""
-        for device in self.look().devices.values():
+        memory = self.look()
+        refusal = memory.state.get("probe", 0)
+        if refusal:
+            raise failure(refusal, path)
+        for device in memory.devices.values():
             if path == self.root / "dev/vfio" / str(device["token"]) and device["view"]:
                 if device.get("group_open", device["held"]):
                     raise failure(errno.EBUSY, path)

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         linger: float
         attributes: dict[str, bool]  # each device's attributes; whether they can be written
         failing: dict[str, int]
+        probe: NotRequired[int]  # what every open of a vfio node says; 0: what it finds
         parents: dict[str, ParentRecord]
         devices: dict[str, DeviceRecord]
 

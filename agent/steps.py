@@ -285,8 +285,9 @@ class Steps:
     async def _remove(self, claim: Claim) -> Again:
         """Remove the device, unless somebody has it open: that is an answer, not a wait."""
         force = claim.removal is not None and claim.removal.force
-        if not force and await in_thread(self._e.bus.busy, claim.name):
-            text = f"{claim.host}/{claim.parent}: something has the device open"
+        why = None if force else await in_thread(self._e.bus.busy, claim.name)
+        if why is not None:
+            text = f"{claim.host}/{claim.parent}: {why}"
             self._refusals[claim.name] = Refusal(Write.REMOVE, "EBUSY", text)
             return Again.NOW
         await self._e.notes.written()

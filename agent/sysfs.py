@@ -283,42 +283,16 @@ class SysfsBus:
                 result[parent] = tuple(type_ for type_ in read if type_ is not None)
         return result
 
-    def busy(self, name: str) -> bool:
-        """Whether something has the device's group or descriptor open: a remove would sleep.
+    def busy(self, name: str) -> str | None:
+        """Why a remove would or might sleep; None: nothing has the device open.
 
         A hint, not a proof: somebody may open it right after. For a moment the probe itself
-        has the group open, and a VM that opens it just then is told EBUSY.
-
-        The group's node says EBUSY also while the device is bound through its own node
-        (Linux drivers/vfio/group.c: cdev_device_open_cnt), so it is asked first. The
-        device's own node (vfio-dev/vfioN) opens for anybody any number of times, and each
-        open one blocks a remove: so it is asked who has it open. What may not be probed
-        (a container's device rules) counts as free: then the remove sleeps, which costs its
-        worker and nothing else.
+        has the group open, and a VM that opens it just then is told EBUSY. A device that may
+        not be probed counts as in use (`agent.opened`).
         """
-        device = self._bus / name
-        with suppress(OSError):
-            group = (device / "iommu_group").readlink().name
-            try:
-                self.calls.probe(self.root / "dev/vfio" / group)
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    return True
-        with suppress(OSError):
-            nodes = frozenset(_listdir(device / "vfio-dev"))
-            return self._somebody_has_open(nodes)
-        return False
+        from agent.opened import why_busy  # noqa: PLC0415 - workers start without it
 
-    def _somebody_has_open(self, nodes: frozenset[str]) -> bool:
-        """Whether a process has one of the nodes `/dev/vfio/devices/<node>` open."""
-        wanted = {f"devices/{node}" for node in nodes}
-        for table in (self.root / "proc").glob("[0-9]*/fd"):
-            with suppress(OSError):  # the process, or the descriptor, is gone
-                for fd in table.iterdir():
-                    # By the end of the path: a container may have its /dev elsewhere.
-                    if any(os.fspath(fd.readlink()).endswith(end) for end in wanted):
-                        return True
-        return False
+        return why_busy(self.root, self._bus / name, self.calls.probe)
 
     # -- writing, which workers do
 

@@ -200,9 +200,9 @@ class Mdevctl:
 
     async def _stop(self, asked: Asked, maker: Maker) -> None:
         claim = self._local.claim(asked.name)
-        if await in_thread(self._local.parts.bus.busy, asked.name):
-            hint = "stop its virtual machine first"
-            raise InUse(asked.name, "something has the device open", hint, name=asked.name)
+        why = await in_thread(self._local.parts.bus.busy, asked.name)
+        if why is not None:
+            raise InUse(asked.name, why, "stop its virtual machine first", name=asked.name)
         if claim is None or claim.parent != asked.parent or not self._local.store_answers:
             return  # not ours; or seen absent when the store is back, and only then given up
         if claim.state in (ClaimState.CREATING, ClaimState.REMOVING):

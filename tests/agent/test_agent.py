@@ -128,6 +128,24 @@ async def test_a_device_that_is_held_open_is_ebusy_at_once(host: Host) -> None:
         await host.wait(lambda: host.is_in(None))
 
 
+async def test_a_device_that_cannot_be_probed_is_not_removed(host: Host) -> None:
+    """Device rules that forbid the probe make a remove EBUSY with the reason; force goes ahead."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.refuse_probe(host.directory, "EPERM")
+        await host.retire()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        claim = host.claim()
+        assert claim is not None
+        assert claim.error is not None
+        assert claim.error.errno == "EBUSY"
+        assert "EPERM" in claim.error.text
+        assert NAME in host.devices()
+        await host.retire(force=True)
+        await host.wait(lambda: host.is_in(None))
+
+
 async def test_a_forced_remove_waits_and_holds_nobody_up(host: Host) -> None:
     """While it sleeps in the kernel, other names of the parent are made and removed."""
     async with host.agent():

@@ -49,6 +49,15 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_vfio_is_loaded_before_the_agent() -> None:
+    """systemd resolves `char-vfio*` at the start: vfio that is loaded later could not be probed."""
+    lines = UNIT.read_text().splitlines()
+    assert "DeviceAllow=char-vfio* rw" in lines
+    for ordering in ("Wants=", "After="):
+        named = [line.removeprefix(ordering) for line in lines if line.startswith(ordering)]
+        assert "modprobe@vfio.service" in " ".join(named).split()
+
+
 def test_the_unit_stays_hardened() -> None:
     """What an agent that was taken over could reach is no more than it was."""
     done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", UNIT)

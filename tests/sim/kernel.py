@@ -280,7 +280,7 @@ class SimBus:
         self.wrote("attribute", name, None)
         self._kernel.configure(name, attribute)
 
-    def busy(self, name: str) -> bool:
+    def busy(self, name: str) -> str | None:
         """Whether somebody has it open."""
         record = self._kernel.memory().devices.get(name)
-        return record is not None and record["held"]
+        return "it is held" if record is not None and record["held"] else None

@@ -354,17 +354,44 @@ class BusyNodes(SystemCalls):
 
 
 @pytest.mark.parametrize(
-    ("answer", "busy"),
-    [(errno.EBUSY, True), (errno.EPERM, False), (errno.ENOENT, False), (errno.ENODEV, False)],
+    ("answer", "says"),
+    [
+        (0, None),
+        (errno.EBUSY, "something has the device open"),
+        (errno.EPERM, "cannot be looked at (EPERM); allow the agent to open it"),
+        (errno.EACCES, "(EACCES); allow the agent"),
+        (errno.ENOENT, "(ENOENT); load vfio"),
+        (errno.ENXIO, "(ENXIO); load vfio"),
+        (errno.ENODEV, "(ENODEV); try again"),
+        (errno.EMFILE, "(EMFILE); try again"),
+        (errno.EIO, "(EIO); load vfio"),
+    ],
 )
-def test_only_ebusy_is_busy(tree: TreeBuilder, tmp_path: Path, answer: int, busy: bool) -> None:  # noqa: FBT001 - a table's column
-    """The group's node is asked below the root; any other errno does not say busy."""
-    calls = BusyNodes({"17": answer})
+def test_only_a_probe_that_opened_says_free(
+    tree: TreeBuilder, tmp_path: Path, answer: int, says: str | None
+) -> None:
+    """A device that could not be probed may be in use, and the reason says what to do."""
+    calls = BusyNodes({"17": answer} if answer else {})
     bus = SysfsBus(tree.root, run_dir=tmp_path, calls=calls)
     directory = tree.device(N1, tree.parent(P0, "mtty-1"), "mtty-1")
     (directory / "iommu_group").symlink_to("../../../../kernel/iommu_groups/17")
-    assert bus.busy(N1) is busy
+    why = bus.busy(N1)
+    assert (says is None) == (why is None)
+    assert (says or "") in (why or "")
     assert calls.asked == [str(tree.root / "dev/vfio/17")]
+
+
+def test_a_process_that_cannot_be_looked_at_may_have_the_node(
+    tree: TreeBuilder, bus: SysfsBus
+) -> None:
+    """A table of descriptors that says an error is no proof that the device's node is closed."""
+    directory = tree.device(N1, tree.parent(P0, "mtty-1"), "mtty-1")
+    (directory / "vfio-dev/vfio3").mkdir(parents=True)
+    process = tree.root / "proc/4711"
+    process.mkdir(parents=True)
+    assert bus.busy(N1) is None  # the process is gone
+    (process / "fd").symlink_to("fd")  # to look at it is ELOOP
+    assert "may be in use" in (bus.busy(N1) or "")
 
 
 def test_an_open_device_node_is_busy(tree: TreeBuilder, bus: SysfsBus) -> None:

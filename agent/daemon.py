@@ -159,6 +159,7 @@ async def _serve(settings: AgentSettings, bus: SysfsBus, places: Directories) ->
         timeout=settings.timeout,
         credentials=settings.credentials,
         probe=keys.hold,
+        writable=keys.names,
     )
     parts = Parts(
         store=MeteredStore(store, metrics),

@@ -84,6 +84,7 @@ class Call:
             timeout=chosen.patience,
             credentials=chosen.credentials,
             probe=keys.hold,
+            writable=keys.names,
         )
         client = Client(
             store, keys, SystemClock(), self.rng, patience=chosen.patience, asked_by=_who()

@@ -27,6 +27,8 @@ _SUPPORTED = (3, 4, 0)
 # changelogs), and those that can lose committed writes when a member is killed under load.
 _SOUND = ((3, 4, 38), (3, 5, 23), (3, 6, 5))
 _LOSES_WRITES = ((3, 5, 0), (3, 5, 2))
+# The first versions of each line that check roles inside nested transactions (CVE-2026-33343).
+_CHECKS_NESTED = ((3, 4, 42), (3, 5, 28), (3, 6, 9))
 
 _DEFAULT_QUOTA = 2 << 30  # bytes; etcd: --quota-backend-bytes
 _MANY_REVISIONS = 10_000  # that a store has which nobody ever compacts
@@ -56,6 +58,7 @@ class ServerReport:
 class Survey:
     """All servers that are configured, and what one of them said of the whole.
 
+    `nested_roles`: whether it checks roles inside nested transactions, as all of ours are.
     None: it could not be asked, or not by us.
     """
 
@@ -63,6 +66,7 @@ class Survey:
     alarms: tuple[str, ...] | None = None
     members: int | None = None
     compacted: bool | None = None
+    nested_roles: bool | None = None
 
 
 class Level(StrEnum):
@@ -132,6 +136,13 @@ def _whole(survey: Survey) -> Iterator[Finding]:
         yield Finding(Level.FAULT, "cluster", "endpoints", why)
     for alarm in survey.alarms or ():
         yield Finding(Level.FAULT, "alarm", "etcd", f"the alarm {alarm} is raised")
+    if survey.nested_roles is False:
+        newer = ", ".join(".".join(map(str, version)) for version in _CHECKS_NESTED)
+        why = (
+            "this etcd does not enforce roles: nested transactions evade them, and any user can "
+            f"read and write everything (CVE-2026-33343): upgrade to {newer} or newer"
+        )
+        yield Finding(Level.FAULT, "roles", "etcd", why)
     if survey.members and survey.members > len(survey.servers):
         why = f"{len(survey.servers)} of {survey.members} members are named: name the others too"
         yield Finding(Level.WARNING, "endpoints", "endpoints", why)

@@ -25,7 +25,7 @@ class Keys(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def names(self) -> str:
-        """The prefix of the namespace."""
+        """The prefix of the namespace; no name is empty, so that no key is just this."""
         return f"{self.root}names/"
 
     def name(self, name: str) -> str:

@@ -373,6 +373,11 @@ def may_write(txn: Txn) -> bool:
     )
 
 
+def nests_writes(txn: Txn) -> bool:
+    """Whether a transaction inside it may change something."""
+    return any(isinstance(op, Txn) and may_write(op) for op in (*txn.success, *txn.failure))
+
+
 async def pages(
     store: Store, whole: Range, *, size: int = 1000
 ) -> AsyncGenerator[RangeResult, None]:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from etcd3 import etcdrpc
+from msgspec.structs import replace
 
 from coordinator.credentials import Credentials
 from coordinator.endpoints import parse_endpoints
@@ -20,7 +21,17 @@ from coordinator.etcd.messages import (
 )
 from coordinator.etcd.servers import Servers, message
 from coordinator.etcd.watch import Watch
-from coordinator.store import Lease, Range, RangeResult, Txn, TxnResult, WatchBatch, may_write
+from coordinator.store import (
+    Delete,
+    Lease,
+    Range,
+    RangeResult,
+    Txn,
+    TxnResult,
+    WatchBatch,
+    may_write,
+    nests_writes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -40,6 +51,10 @@ class EtcdStore:
     call ends one way or the other, of which an endpoint gets a part. `rng` spreads the pauses
     between attempts; `probe` is a key that may be read by us, by which a server is known.
 
+    `writable` is an absent key that all who may write may delete. etcd before 3.4.42, 3.5.28 and
+    3.6.9 checks no role inside nested transactions, so each transaction with nested writes names
+    this key at the top level, where every version checks: a reader is refused there.
+
     A write whose task is cancelled may have been done, as with `OutcomeUnknown`.
 
     Raises:
@@ -54,6 +69,7 @@ class EtcdStore:
         rng: random.Random | None = None,
         credentials: Credentials = _NONE,
         probe: str = "/mdevns/",
+        writable: str | None = None,
     ) -> None:
         if timeout <= 0:
             raise Misconfigured("etcd timeout", f"{timeout} s is no time", "give more than 0")
@@ -61,6 +77,7 @@ class EtcdStore:
         credentials.check(parsed)
         rng = rng or random.Random()  # noqa: S311 - spreads pauses, guards no secret
         self._servers = Servers(parsed, credentials, timeout, rng, to_bytes(probe))
+        self._writable = writable
 
     async def txn(self, txn: Txn) -> TxnResult:
         """Apply a transaction. See `Store.txn`.
@@ -68,13 +85,17 @@ class EtcdStore:
         Raises:
             ValueError: etcd calls the request malformed: a key put twice, an empty key.
         """
-        request = txn_request(txn)
+        sent = _with_role_check(txn, self._writable)
+        request = txn_request(sent)
         reply = await self._servers.call(
             lambda server, terms: server.stubs.kv.Txn(request, **terms.unary),
             writes=may_write(txn),
             linear=True,
         )
-        return txn_result(reply, reply.header.revision)
+        result = txn_result(reply, reply.header.revision)
+        if sent is txn or result.succeeded:
+            return result
+        return replace(result, results=result.results[:-1])  # without that of the check
 
     async def range(self, request: Range) -> RangeResult:
         """Read, linearizably. See `Store.range`."""
@@ -169,6 +190,17 @@ class EtcdStore:
         every later call in Unreachable.
         """
         await self._servers.close()
+
+
+def _with_role_check(txn: Txn, writable: str | None) -> Txn:
+    """The transaction, if its writes are nested with a top-level Delete of an absent key.
+
+    etcd checks both branches whichever runs. The Delete is in the short one, so that it takes
+    no place from the names of a commit, and changes nothing where it runs.
+    """
+    if writable is None or not nests_writes(txn):
+        return txn
+    return replace(txn, failure=(*txn.failure, Delete(writable)))
 
 
 async def _first_answer(stream: Any) -> Any:

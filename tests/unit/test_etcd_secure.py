@@ -15,7 +15,7 @@ from coordinator.credentials import Credentials
 from coordinator.embedded import EmbeddedEtcd, free_ports
 from coordinator.errors import MdevnsError, Misconfigured, NotAllowed, Unreachable
 from coordinator.etcd import EtcdStore
-from coordinator.store import Put, Txn, get, prefix
+from coordinator.store import Put, Txn, absent, get, prefix
 from tests.support import rawetcd
 from tests.support.tls import EXPIRED, Authority, secure_etcd
 
@@ -341,3 +341,24 @@ async def test_a_dead_address_is_told_in_words() -> None:
     async with opened(f"http://127.0.0.1:{free_ports(1)[0]}", Credentials(), 0.3) as store:
         with pytest.raises(MdevnsError, match="connection refused; nothing was done"):
             await store.txn(WRITE)
+
+
+@pytest.mark.etcd
+async def test_the_check_of_the_role_is_not_in_the_answers(server: EmbeddedEtcd) -> None:
+    """A transaction that names the writable key answers, and changes, as without it."""
+    nested = Txn((absent("/a"),), (Put("/a", b"1"),), (get("/a"),))
+    guarded = Txn((absent("/guard"),), (nested, get("/a")), (get("/guard"),))
+    first = EtcdStore([server.endpoint], 5.0, random.Random(0), writable="/names/")
+    async with opened(server.endpoint, Credentials()) as plain:
+        try:
+            done = await first.txn(guarded)
+            again = await first.txn(guarded)
+            assert again == await plain.txn(guarded)
+            assert done.revision == again.revision  # nothing was changed a second time
+            revision = (await plain.txn(Txn(success=(Put("/guard", b""),)))).revision
+            refused = await first.txn(guarded)
+            assert refused == await plain.txn(guarded)
+            assert (refused.succeeded, refused.revision) == (False, revision)
+            assert len(refused.results) == 1
+        finally:
+            await first.close()

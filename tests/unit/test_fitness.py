@@ -18,7 +18,7 @@ from coordinator.fitness import (
 GOOD = ServerReport(
     "http://a:1", version="3.5.30", cluster=7, member=1, leader=1, size=1000, revision=20_000
 )
-FIT = Survey((GOOD,), alarms=(), members=1, compacted=True)
+FIT = Survey((GOOD,), alarms=(), members=1, compacted=True, nested_roles=True)
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
 
@@ -68,6 +68,7 @@ def test_a_version_with_a_known_fault_is_told(version: str, level: Level | None)
         (replace(FIT, alarms=("NOSPACE",)), (Level.FAULT, "alarm")),
         (replace(FIT, members=3), (Level.WARNING, "endpoints")),
         (replace(FIT, compacted=False), (Level.WARNING, "compaction")),
+        (replace(FIT, nested_roles=False), (Level.FAULT, "roles")),
     ],
 )
 def test_what_is_not_fit_is_told(survey: Survey, found: tuple[Level, str]) -> None:

@@ -210,15 +210,13 @@ class Agent:
 
         Raises:
             NotAllowed: another machine has this host name, or this machine another one.
-            Misconfigured: metrics cannot be served where they are to be.
+            Misconfigured: metrics are to be served at what is no address on loopback.
         """
         metrics = self._parts.metrics
         metrics.show(self.vitals, self._parts.clock)
         beating = asyncio.create_task(self._beat())
         try:
-            with serving(parse_address(self._settings.metrics), metrics, self.vitals) as port:
-                if port is not None:
-                    _log.info("serves metrics", port=port)
+            with serving(parse_address(self._settings.metrics), metrics, self.vitals):
                 while not self.stop.is_set():
                     await self._serve_once()
                     # Two agents of one host would fence one another as fast as they can.

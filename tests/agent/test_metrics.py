@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
-from agent.exposition import serving
+from agent.exposition import MOST, serving
 from agent.health import Vitals
 from agent.metrics import Metrics
 from coordinator.clock import SystemClock
 from coordinator.embedded import free_ports
-from coordinator.errors import Misconfigured, Unreachable
+from coordinator.errors import Unreachable
 from coordinator.model import Name
 from tests.support.desk import TYPE
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from coordinator.store import Txn, TxnResult
     from tests.agent.host import Host
 
+DEADLINE = 30.0  # seconds for what takes an instant
 OTHER = Name("00000000-0000-4000-8000-0000000000ff")
 
 
@@ -131,17 +139,102 @@ async def test_readiness_follows_the_store(host: Host) -> None:
             pass
 
 
-def test_a_port_that_is_taken_is_told() -> None:
-    """An agent that cannot serve its metrics where it is to says so, and where that was set."""
+async def test_an_agent_works_while_its_metrics_port_is_taken(host: Host) -> None:
+    """It warns, makes devices, and serves its metrics once the port is free."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, capture_logs() as logs:
+        port = taken.getsockname()[1]
+        async with host.agent(metrics=f"127.0.0.1:{port}"):
+            await host.ask()
+            taken.close()
+            await asyncio.to_thread(wait_until, lambda: _answers(port), DEADLINE)
+            await until(Page(port), {("mdevns_claims", "active"): 1.0})
+    warned = [entry for entry in logs if entry["event"] == "metrics cannot be served yet"]
+    assert [(entry["log_level"], entry["why"]) for entry in warned] == [
+        ("warning", "Address already in use")
+    ]
+
+
+@contextmanager
+def served(**given: float) -> Iterator[int]:
+    """The pages of an agent that does not run, on a port."""
     (port,) = free_ports(1)
-    metrics, vitals = Metrics(), Vitals(SystemClock())
-    with (
-        serving(("127.0.0.1", port), metrics, vitals),
-        pytest.raises(Misconfigured, match="in use") as caught,
-        serving(("127.0.0.1", port), metrics, vitals),
-    ):
-        pass
-    assert caught.value.setting == "agent.metrics"
+    with serving(("127.0.0.1", port), Metrics(), Vitals(SystemClock()), **given):
+        wait_until(lambda: _answers(port), DEADLINE)
+        yield port
+
+
+def _answers(port: int) -> bool:
+    try:
+        return "mdevns_build_info" in _get(f"http://127.0.0.1:{port}/metrics")
+    except OSError:
+        return False
+
+
+def _ended(connection: socket.socket) -> bool:
+    """Whether the server has let go of a connection."""
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_idle_connections_leave_room_for_a_scrape(capfd: pytest.CaptureFixture[str]) -> None:
+    """Of many that send half a request the oldest are ended, and nothing is written of it."""
+    threads = threading.active_count()
+    with served() as port, ExitStack() as stack:
+        idle = []
+        for _ in range(10 * MOST):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with suppress(ConnectionError):  # it may be ended already
+                connection.sendall(b"GET /metrics HTTP/1.1\r\n")
+            connection.setblocking(False)
+            idle.append(connection)
+        assert _answers(port)
+        assert threading.active_count() == threads + 1
+        wait_until(lambda: sum(map(_ended, idle)) >= 9 * MOST, DEADLINE)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_slow_request_ends_at_its_deadline(capfd: pytest.CaptureFixture[str]) -> None:
+    """A request that arrives byte by byte has as long as any other."""
+    with served(seconds=0.2) as port:
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.setblocking(False)
+
+            def is_refused() -> bool:
+                with suppress(ConnectionError, BlockingIOError):
+                    slow.send(b"x")
+                return _ended(slow)
+
+            wait_until(is_refused, DEADLINE)
+        assert _answers(port)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"\x16\x03\x01 GET\r\n\r\n", b"400"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", b"405"),
+        (b"HEAD /metrics HTTP/1.1\r\nAccept: text/plain;version=x\r\n\r\n", b"200"),
+        (b"GET /metrics?name[]=up HTTP/1.0\r\n\r\n", b"200"),
+        (b"x" * 100_000, None),
+    ],
+)
+def test_what_is_no_scrape_is_answered_or_left(
+    request_: bytes, status: bytes | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An odd request has a status, a head without an end has none, and neither has a traceback."""
+    with served() as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        answer = b""
+        with suppress(ConnectionError):
+            connection.sendall(request_)
+            while piece := connection.recv(65536):
+                answer += piece
+        assert answer.split(b" ")[1:2] == ([] if status is None else [status])
+    assert capfd.readouterr().err == ""
 
 
 async def test_other_paths_are_not_found(host: Host) -> None:

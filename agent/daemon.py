@@ -213,7 +213,7 @@ class Agent:
             Misconfigured: metrics are to be served at what is no address on loopback.
         """
         metrics = self._parts.metrics
-        metrics.show(self.vitals, self._parts.clock)
+        metrics.show(self.vitals, self._parts.clock, self._settings.credentials)
         beating = asyncio.create_task(self._beat())
         try:
             with serving(parse_address(self._settings.metrics), metrics, self.vitals):

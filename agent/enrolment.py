@@ -92,6 +92,7 @@ class Enrolment:
         self._parts, self._session, self._vitals = parts, session, vitals
         self._ttl, self._rescan = ttl, rescan
         self._stirred = asyncio.Event()
+        self._writing: dict[Name, float] = {}  # names with a write in flight, first seen when
         self._troubles: dict[str, str | None] = {"bus": None, "store": None}
         self._commit = GroupCommit(parts.store, patience=None, rng=parts.rng, left=self._left)
         self._scanner = Scanner(parts.bus, parts.clock, parts.workers.in_flight, parts.metrics)
@@ -250,7 +251,7 @@ class Enrolment:
             self.reconciler.fence(error)
         except StoreError:
             pass  # the session's deadline tells of a store that does not answer
-        self._vitals.restore = self._restoring.restore
+        self._vitals.restore, self._vitals.frozen = self._restoring.restore, self._restoring.frozen
 
     async def _tell_of_restore(self, known: Before, look: Look) -> None:
         try:
@@ -261,11 +262,14 @@ class Enrolment:
             _log.warning("cannot tell of the restore", error=error.line)
 
     def _snapshot(self, look: Look) -> None:
+        now = self._parts.clock.boottime()
+        self._writing = {name: self._writing.get(name, now) for name in look.in_flight}
         self._parts.metrics.snapshot = Snapshot(
             claims=self._informer.counts(),
             findings=self._reporter.counts(),
             devices=len(look.scan.devices),
             in_flight=len(look.in_flight),
+            oldest_write=min(self._writing.values(), default=None),
             watch_lag=self._informer.lag(),
         )
 

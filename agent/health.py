@@ -81,6 +81,7 @@ class Vitals:
         self.listed = False
         self.bus_trouble: str | None = None
         self.restore: RestoreValue | None = None
+        self.frozen = False
 
     def beat(self) -> None:
         """The event loop goes round."""
@@ -95,7 +96,7 @@ class Vitals:
     def enrolled(self, session: Session | None) -> None:
         """An enrolment begins; None: it has ended."""
         self.session, self.listed, self._look = session, False, None
-        self.restore = None
+        self.restore, self.frozen = None, False
 
     def facts(self) -> Facts:
         """The facts of this moment."""

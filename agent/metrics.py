@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
 
+from agent.certificates import Expiries
 from coordinator import __version__
+from coordinator.credentials import Credentials
 from coordinator.errors import Fenced, Moved, OutcomeUnknown, StoreError
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ __all__ = ["Metrics", "Snapshot"]
 
 T = TypeVar("T")
 
+_NONE = Credentials()
+
 _STORE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _WRITE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -43,6 +47,8 @@ class Snapshot:
     findings: Mapping[str, int] = field(default_factory=dict)
     devices: int = 0
     in_flight: int = 0
+    oldest_write: float | None = None
+    """Since when the oldest of them is under way, in the clock's boottime."""
     watch_lag: float = 0.0
 
 
@@ -93,9 +99,10 @@ class Metrics:
         info = Info("mdevns_build", "The version of this agent", registry=self.registry)
         info.info({"version": __version__})
 
-    def show(self, vitals: Vitals, clock: Clock) -> None:
+    def show(self, vitals: Vitals, clock: Clock, credentials: Credentials = _NONE) -> None:
         """Show the state of the agent as well, as it is when somebody scrapes."""
         self.registry.register(_State(self, vitals, clock))
+        self.registry.register(_Certificates(credentials))
 
     def enrolled(self) -> None:
         """The agent has enrolled."""
@@ -162,6 +169,11 @@ class _State:
             "Whether a restore is under way, so that nothing is begun",
             float(self._vitals.restore is not None),
         )
+        yield _gauge(
+            "mdevns_namespace_frozen",
+            "Whether a restore or an import freezes the namespace",
+            float(self._vitals.frozen or self._vitals.restore is not None),
+        )
         now, seen = self._clock.boottime(), self._metrics.snapshot
         yield _gauge(
             "mdevns_session_age_seconds", "Seconds since the agent enrolled", now - session.began
@@ -178,9 +190,30 @@ class _State:
             "mdevns_kernel_writes_in_flight", "Writes to the kernel under way", seen.in_flight
         )
         yield _gauge(
+            "mdevns_kernel_write_oldest_seconds",
+            "Seconds since the oldest write to the kernel that is under way was first seen",
+            0.0 if seen.oldest_write is None else now - seen.oldest_write,
+        )
+        yield _gauge(
             "mdevns_watch_lag_seconds",
             "Since when the watch has not told the oldest change of our own",
             seen.watch_lag,
+        )
+
+
+class _Certificates:
+    """Until when certificates are good; an expired one keeps an agent from enrolling."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._expiries = Expiries(credentials)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """A gauge for each certificate that is configured."""
+        yield _gauges(
+            "mdevns_certificate_expiry_timestamp_seconds",
+            "When a certificate of this agent expires, in seconds since 1970",
+            "setting",
+            dict(self._expiries.all()),
         )
 
 
@@ -188,7 +221,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> GaugeMetricFamily:
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=[label])
     for value, count in values.items():
         family.add_metric([value], count)

@@ -175,6 +175,8 @@ class Restoring:
         self._session, self._in_force, self._notes = session, in_force, notes
         self.restore = session.restore
         """The restore that is under way, or None."""
+        self.frozen = self.restore is not None
+        """Whether the hold of a restore or of an import was there at the last look."""
         self._looked = clock.boottime()
         self._suspected = False
         self._told: Standing | None = None
@@ -197,7 +199,7 @@ class Restoring:
         if not due or not self._session.alive:  # a store that is away is not waited for
             return
         hold = (await self._store.range(get(self._keys.hold))).first
-        self._suspected, self._looked = False, now
+        self._suspected, self._looked, self.frozen = False, now, hold is not None
         value = None if hold is None else decode(hold, RestoreValue)
         found = value if isinstance(value, RestoreValue) else None
         if found is not None and found != self.restore:

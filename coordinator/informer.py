@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from coordinator.errors import Compacted, Fenced
 from coordinator.keys import last_part
@@ -65,6 +65,14 @@ class _Seen:
     record: Claim | Unreadable | None
 
 
+class _Untold(NamedTuple):
+    """A change of our own of which the watch has not said anything yet, and since when."""
+
+    name: Name
+    revision: int
+    since: float
+
+
 class Informer:
     """The claims of one host, for the enrolment `instance`.
 
@@ -86,7 +94,8 @@ class Informer:
         self._resync, self._changed = resync, changed
         self._recorder = recorder or _Nobody()
         self._seen: dict[Name, _Seen] = {}
-        self._untold: deque[tuple[int, float]] = deque()
+        self._up_to = 0  # the watch, or a list, has said all up to this revision
+        self._untold: deque[_Untold] = deque()
         self.listed = asyncio.Event()
         """Set once all claims are known."""
 
@@ -108,15 +117,23 @@ class Informer:
         return (name for name, seen in self._seen.items() if seen.record is not None)
 
     def learn(self, name: Name, revision: int, claim: Claim | None) -> None:
-        """Take note of what a transaction of our own made of a name, ahead of the watch."""
-        if self._see(name, revision, claim):
-            self._untold.append((revision, asyncio.get_running_loop().time()))
+        """Take note of what a transaction of our own made of a name, ahead of the watch.
+
+        The watch may have been faster than the answer: then it knows as much, or more.
+        """
+        if revision <= self._up_to:
+            return
+        # Of a name that is known to be gone nothing more arrives: the answer of a transaction
+        # of which an earlier copy was applied has a later revision than the deletion.
+        arrives = claim is not None or self.get(name) is not None
+        if self._see(name, revision, claim) and arrives:
+            self._untold.append(_Untold(name, revision, asyncio.get_running_loop().time()))
 
     def lag(self) -> float:
         """Seconds since the oldest change of our own that the watch has not told yet."""
         if not self._untold:
             return 0.0
-        return asyncio.get_running_loop().time() - self._untold[0][1]
+        return asyncio.get_running_loop().time() - self._untold[0].since
 
     async def run(self) -> None:
         """List and watch, for as long as the enrolment is in force.
@@ -175,6 +192,8 @@ class Informer:
             return None
         if event.deleted:
             news = self._see(name, event.kv.mod_revision, None)
+            if self.get(name) is None:  # by whichever copy of our transaction
+                self._untold = deque(each for each in self._untold if each.name != name)
         else:
             news = self._see_kv(name, event.kv)
         return name if news else None
@@ -215,7 +234,8 @@ class Informer:
         Deleted names are, so that no late put revives one.
         """
         self._recorder.told(revision)
-        while self._untold and self._untold[0][0] <= revision:
+        self._up_to = max(self._up_to, revision)
+        while self._untold and self._untold[0].revision <= revision:
             self._untold.popleft()
         gone = [n for n, s in self._seen.items() if s.record is None and s.revision <= revision]
         for name in gone:

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -21,15 +22,18 @@ from agent.metrics import Metrics
 from coordinator.clock import SystemClock
 from coordinator.embedded import free_ports
 from coordinator.errors import Unreachable
-from coordinator.model import Name
+from coordinator.model import HoldValue, Name, encode
+from coordinator.store import Delete, Put, Txn
+from tests.agent.host import Host
 from tests.support.desk import TYPE
+from tests.support.tls import Authority
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from coordinator.store import Txn, TxnResult
-    from tests.agent.host import Host
+    from coordinator.store import TxnResult
 
 DEADLINE = 30.0  # seconds for what takes an instant
 OTHER = Name("00000000-0000-4000-8000-0000000000ff")
@@ -137,6 +141,57 @@ async def test_readiness_follows_the_store(host: Host) -> None:
         outage.away = False
         while await page.health("/readyz") != (200, []):
             pass
+
+
+async def test_a_frozen_namespace_is_seen(host: Host) -> None:
+    """An import that freezes the namespace is a gauge of each agent, and so is its end."""
+    (port,) = free_ports(1)
+    page, core, hold = Page(port), host.desk.core, host.desk.keys.hold
+    value = encode(HoldValue(id="i", who="alice", at="t"))
+    async with host.agent(metrics=f"127.0.0.1:{port}"):
+        await until(page, {("mdevns_namespace_frozen",): 0.0})
+        core.txn(Txn(success=(Put(hold, value),)))
+        await host.ask()  # it is not begun, and so the agent looks why
+        await until(page, {("mdevns_namespace_frozen",): 1.0, ("mdevns_restoring",): 0.0})
+        core.txn(Txn(success=(Delete(hold),)))
+        await until(page, {("mdevns_namespace_frozen",): 0.0})
+
+
+async def test_the_oldest_write_that_is_under_way_has_an_age(tmp_path: Path) -> None:
+    """The first write of all, too, which no counter has counted while it hangs."""
+    host, (port,) = Host(tmp_path / "slow", latency=6.0), free_ports(1)
+    page, oldest = Page(port), ("mdevns_kernel_write_oldest_seconds",)
+    async with host.agent(metrics=f"127.0.0.1:{port}"):
+        assert (await until(page, {("mdevns_kernel_writes_in_flight",): 0.0}))[oldest] == 0.0
+        await host.ask()
+        async with asyncio.timeout(DEADLINE):
+            while not 1.0 < (found := await page.metrics())[oldest] < 6.0:
+                pass
+        assert not [key for key in found if key[0].startswith("mdevns_kernel_write_seconds")]
+        assert (await until(page, {("mdevns_claims", "active"): 1.0, oldest: 0.0}))[oldest] == 0.0
+
+
+def test_when_certificates_expire_is_seen_before_an_enrolment(tmp_path: Path) -> None:
+    """A renewed file is read again; one that is cut short or gone has no sample."""
+    authority = Authority(tmp_path / "ca")
+    until_ = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    credentials = authority.client(until=until_)
+    metrics, clock = Metrics(), SystemClock()
+    metrics.show(Vitals(clock), clock, credentials)
+
+    def expiry(setting: str) -> float | None:
+        name = "mdevns_certificate_expiry_timestamp_seconds"
+        return metrics.registry.get_sample_value(name, {"setting": setting})
+
+    assert expiry("cert") == until_.timestamp()
+    assert (expiry("cacert") or 0.0) > until_.timestamp()
+    authority.client(until=until_ + timedelta(days=1))
+    assert expiry("cert") == (until_ + timedelta(days=1)).timestamp()
+    assert credentials.cert is not None
+    credentials.cert.write_bytes(credentials.cert.read_bytes()[:100])
+    assert expiry("cert") is None
+    credentials.cert.unlink()
+    assert expiry("cert") is None
 
 
 async def test_an_agent_works_while_its_metrics_port_is_taken(host: Host) -> None:

@@ -139,6 +139,46 @@ def test_a_release_of_our_own_is_not_revived_by_an_older_event(watched: Watched)
     watched.while_running(work())
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["watch first", "answer first"])
+@pytest.mark.parametrize("later", [0, 1], ids=["the copy", "an earlier copy"])
+def test_the_watch_does_not_lag_behind_a_release(
+    watched: Watched, *, is_first: bool, later: int
+) -> None:
+    """Whichever of watch and answer is first, and whichever copy of the transaction was applied."""
+    desk = watched.desk
+
+    async def work() -> None:
+        retired = await desk.made(desk.claims.retire(await desk.active(), Removal(), now="t"))
+        await pass_time(1)
+        # All in one turn of the loop from here, so the watch is behind, unless it is first.
+        release = desk.claims.release(retired, boot_id="b", now="t")
+        done = desk.core.txn(transaction((), [release]))
+        if later:  # when the copy is answered, something else was written
+            desk.core.txn(Txn(success=(Put("/elsewhere", b""),)))
+        if is_first:
+            await pass_time(1)
+        watched.informer.learn(NAME, done.revision + later, None)
+        await pass_time(60)
+        assert watched.informer.lag() == 0
+        assert list(watched.informer.names()) == []
+
+    watched.while_running(work())
+
+
+def test_an_answer_that_is_late_revives_nothing(watched: Watched) -> None:
+    """What the watch said of a name since a transaction of ours is not undone by its answer."""
+    desk = watched.desk
+
+    async def work() -> None:
+        claim = await desk.active()
+        await desk.make(desk.claims.lose(claim, now="t"))
+        await pass_time(1)
+        watched.informer.learn(NAME, claim.revision, claim)
+        assert list(watched.informer.names()) == []
+
+    watched.while_running(work())
+
+
 def test_what_is_deleted_is_told_and_gone(watched: Watched) -> None:
     """A claim that the watch tells the end of is none any more, without another list."""
     gone = asyncio.run(_active(watched.desk, NAME))
@@ -233,7 +273,10 @@ def test_it_is_listed_again_now_and_then_whatever_the_watch_said(watched: Watche
 
     async def work() -> None:
         claim = await watched.desk.active()
-        watched.informer.learn(name(9), 1, claim)
+        wrong = watched.desk.core.txn(Txn(success=(Put("/elsewhere", b""),))).revision
+        watched.informer.learn(name(9), wrong, claim)
+        watched.desk.core.txn(Txn(success=(Put("/elsewhere", b""),)))
+        assert name(9) in set(watched.informer.names())
         await pass_time(2 * RESYNC)
 
     watched.while_running(work())

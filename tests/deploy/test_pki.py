@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 import subprocess
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import pytest
 
 from coordinator.credentials import Credentials
 from coordinator.embedded import EmbeddedEtcd, free_ports
-from coordinator.errors import NotAllowed
+from coordinator.errors import NotAllowed, Unreachable
 from coordinator.etcd import EtcdStore
 from coordinator.keys import Keys
 from coordinator.model import MachineValue, Name, NameValue, encode
@@ -70,8 +71,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_are_signed_by_the_authority(made: Path) -> None:
     """Each certificate is verified for what it is for, and its name is etcd's user."""
     for file, purpose, name in (
-        ("etcd-etcd1", "sslserver", "etcd1"),
-        ("etcd-etcd1", "sslclient", "etcd1"),
+        ("etcd-etcd1", "sslserver", "mdevns-etcd-etcd1"),
+        ("etcd-etcd1", "sslclient", "mdevns-etcd-etcd1"),
         ("host-gpu01", "sslclient", "mdevns-host-gpu01"),
         ("operator-alice", "sslclient", "mdevns-operator-alice"),
         ("viewer-bob", "sslclient", "mdevns-viewer-bob"),
@@ -103,6 +104,66 @@ def test_keys_are_their_owners(made: Path) -> None:
     keys = list(made.glob("*.key"))
     assert keys
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+    for public in [*made.glob("*.crt"), made / "ca.crl"]:
+        assert stat.S_IMODE(public.stat().st_mode) == 0o644, public
+
+
+def test_git_takes_no_key_up(tmp_path: Path) -> None:
+    """In a checkout, as the documents have it, no key is seen by git."""
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for arguments in (["ca"], ["host", "a"]):
+        assert pki(tmp_path / "pki", *arguments).returncode == 0
+    seen = subprocess.run(
+        [*git, "status", "--porcelain", "-uall"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "pki/ca.crt" in seen
+    assert ".key" not in seen
+
+
+def test_no_member_is_a_user(tmp_path: Path) -> None:
+    """A member that is called as a user, root for one, has a certificate of another name."""
+    assert pki(tmp_path / "pki", "ca").returncode == 0
+    for name in ("root", "mdevns-operator-alice"):
+        assert pki(tmp_path / "pki", "server", name).returncode == 0
+        certificate = tmp_path / "pki" / f"etcd-{name}.crt"
+        subject = openssl("x509", "-in", certificate, "-noout", "-subject")
+        assert f"CN = mdevns-etcd-{name}\n" in subject
+
+
+def test_a_name_with_a_plus_is_a_name(tmp_path: Path) -> None:
+    """Each character that a host's name may have is in its certificate as it is."""
+    name = "gpu+1.a_b:c@d!e-f"
+    for arguments in (["ca"], ["host", name]):
+        done = pki(tmp_path / "pki", *arguments)
+        assert done.returncode == 0, done.stderr
+    shown = openssl(
+        *("x509", "-in", tmp_path / "pki" / f"host-{name}.crt"),
+        *("-noout", "-subject", "-nameopt", "multiline"),
+    )
+    assert f"commonName                = mdevns-host-{name}\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["host", "a", "--days", "abc"], "--days abc"),
+        (["host", "a", "--days", "0"], "--days 0"),
+        (["server", "a", "1.2.3.999"], "bad ip address"),
+        (["revoke", "host", "nobody"], "host-nobody.crt"),
+        (["revoke"], "revoke what?"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_done_is_told(tmp_path: Path, arguments: list[str], word: str) -> None:
+    """One line says what is wrong, and nothing is left behind."""
+    assert pki(tmp_path, "ca").returncode == 0
+    before = set(tmp_path.iterdir())
+    done = pki(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert word in done.stderr
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_nothing_is_overwritten_unless_it_is_renewed(tmp_path: Path) -> None:
@@ -180,6 +241,7 @@ def guarding(made: Path, binary: Path) -> Iterator[Guarded]:
         f"--listen-client-urls=http://127.0.0.1:{plain},https://127.0.0.1:{secure}",
         "--client-cert-auth",
         f"--trusted-ca-file={made / 'ca.crt'}",
+        f"--client-crl-file={made / 'ca.crl'}",
         f"--cert-file={made / 'etcd-etcd1.crt'}",
         f"--key-file={made / 'etcd-etcd1.key'}",
     ]
@@ -201,11 +263,17 @@ def guarding(made: Path, binary: Path) -> Iterator[Guarded]:
 
 def etcd_auth(made: Path, endpoint: str, *arguments: str) -> None:
     """Make users and roles, as root."""
+    as_root(made, endpoint, SCRIPTS / "mdevns-etcd-auth", *arguments)
+
+
+def as_root(made: Path, endpoint: str, *command: str | Path) -> str:
+    """What a command prints that asks etcd as root."""
     done = subprocess.run(
-        [SCRIPTS / "mdevns-etcd-auth", *arguments],
+        command,
         env={
             **os.environ,
             "PATH": f"{etcdctl().parent}:{os.environ['PATH']}",
+            "ETCDCTL_API": "3",
             "ETCDCTL_ENDPOINTS": endpoint,
             "ETCDCTL_CACERT": str(made / "ca.crt"),
             "ETCDCTL_CERT": str(made / "root.crt"),
@@ -216,6 +284,7 @@ def etcd_auth(made: Path, endpoint: str, *arguments: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.etcd
@@ -380,6 +449,81 @@ async def _revision(guarded: Guarded) -> int:
         return (await store.range(get(Keys(guarded.cluster).hold))).revision
     finally:
         await store.close()
+
+
+@pytest.mark.etcd
+async def test_what_is_taken_back_opens_nothing(guarded: Guarded, made: Path) -> None:
+    """All certificates of a host, also those that a renewal replaced, and no later one."""
+    await take_back(guarded, made)
+
+
+@pytest.mark.etcd
+async def test_what_is_taken_back_opens_nothing_of_older_etcds(
+    lenient: Guarded, made: Path
+) -> None:
+    """They read the same list."""
+    await take_back(lenient, made)
+
+
+async def take_back(etcd: Guarded, made: Path) -> None:
+    """Steal a certificate, renew it, take it back, and see what each opens."""
+    name = f"gpu-{uuid.uuid4().hex[:8]}"
+    key = Keys(etcd.cluster).hold
+
+    async def reads(directory: Path) -> None:
+        credentials = replace(etcd, made=directory).credentials(f"host-{name}")
+        store = EtcdStore([etcd.endpoint], 5.0, None, credentials, key)
+        try:
+            await store.range(get(key))
+        finally:
+            await store.close()
+
+    assert pki(made, "host", name).returncode == 0
+    etcd_auth(made, etcd.endpoint, "--cluster", etcd.cluster, "host", name)
+    await reads(made)
+    stolen = made / f"stolen-{name}"
+    stolen.mkdir()
+    for file in ("ca.crt", f"host-{name}.crt", f"host-{name}.key"):
+        shutil.copy(made / file, stolen / file)
+    assert pki(made, "host", name, "--renew").returncode == 0
+    await reads(stolen)
+    assert pki(made, "revoke", "host", name).returncode == 0
+    assert sum("revoked" in line for line in pki(made, "show").stdout.splitlines()) >= 1
+    for directory in (made, stolen):
+        with pytest.raises(Unreachable):
+            await reads(directory)
+    assert pki(made, "host", name, "--renew").returncode == 0
+    await reads(made)
+
+
+@pytest.mark.etcd
+async def test_roles_of_two_clusters_are_two(guarded: Guarded) -> None:
+    """Host gpu-a of cluster b may not write in cluster a-b, where a host gpu is."""
+    for name in ("gpu-a", "gpu"):
+        assert pki(guarded.made, "host", name).returncode == 0
+    etcd_auth(guarded.made, guarded.endpoint, "--cluster", "b", "host", "gpu-a")
+    etcd_auth(guarded.made, guarded.endpoint, "--cluster", "a-b", "host", "gpu")
+    for file, own, other in (("host-gpu-a", "b", "a-b"), ("host-gpu", "a-b", "b")):
+        store = guarded.store(file)
+        try:
+            await store.range(get(Keys(own).name("x")))
+            with pytest.raises(NotAllowed):
+                await store.range(get(Keys(other).name("x")))
+        finally:
+            await store.close()
+
+
+@pytest.mark.etcd
+async def test_a_role_of_before_is_taken_from_its_host(guarded: Guarded) -> None:
+    """When the script is run again a host loses the role whose name two hosts could share."""
+    old = f"mdevns-host-gpu02-{guarded.cluster}"
+    as_root(guarded.made, guarded.endpoint, etcdctl(), "role", "add", old)
+    as_root(
+        guarded.made, guarded.endpoint, etcdctl(), "user", "grant-role", "mdevns-host-gpu02", old
+    )
+    etcd_auth(guarded.made, guarded.endpoint, "--cluster", guarded.cluster, "host", "gpu02")
+    shown = as_root(guarded.made, guarded.endpoint, etcdctl(), "user", "get", "mdevns-host-gpu02")
+    assert shown.split()[-2:] == ["Roles:", f"mdevns-host/{guarded.cluster}/gpu02"]
 
 
 @pytest.mark.etcd

@@ -362,3 +362,17 @@ async def test_the_check_of_the_role_is_not_in_the_answers(server: EmbeddedEtcd)
             assert len(refused.results) == 1
         finally:
             await first.close()
+
+
+@pytest.mark.etcd
+async def test_the_check_of_the_role_takes_no_place_from_a_name(server: EmbeddedEtcd) -> None:
+    """A commit of 126 names with two keys each, under guards, is not too long with it."""
+    names = [f"/names/{number}" for number in range(126)]
+    inner = tuple(Txn((absent(n),), (Put(n, b""), Put(f"{n}/c", b"")), (get(n),)) for n in names)
+    whole = Txn((absent("/guard"), absent("/hold")), inner, (get("/guard"), get("/hold")))
+    store = EtcdStore([server.endpoint], 5.0, random.Random(0), writable="/names/")
+    try:
+        assert len((await store.txn(whole)).results) == 126
+        assert len((await store.range(prefix("/names/"))).kvs) == 252
+    finally:
+        await store.close()

@@ -32,6 +32,7 @@ from agent.notes import Notes
 from agent.notify import Notifier
 from agent.places import Directories, directories
 from agent.restoring import told_of
+from agent.slots import raise_descriptor_limit
 from agent.sysfs import MachineUnknown
 from agent.threads import in_thread
 from agent.workers import Workers
@@ -134,6 +135,7 @@ def run(settings: AgentSettings) -> None:
 
     configure(verbose=settings.verbose)
     _check(settings)
+    raise_descriptor_limit()  # a worker takes three, and 400 parents have that many workers
     bus, places = _open_bus(settings)
     with AgentLock(places.run, bus.root / "sys"):
         asyncio.run(_serve(settings, bus, places))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.reconcile import Action, Decision, Refusal, Write
+from agent.slots import STUCK
 from agent.threads import in_thread
 from agent.workers import Order, OrderKind
 from coordinator.claims import Failure
@@ -229,6 +230,8 @@ class Steps:
         written = await self._order(OrderKind.CREATE, begun)
         if written.begun and written.known and (written.errno is None or written.attribute):
             self._e.scanner.made(claim.name)
+        if written.why == STUCK:
+            return self._stuck(claim, Write.CREATE)
         if not written.begun:  # a full disk under the locks, say
             self._begin_more_rarely(claim.name, _NOT_BEGUN_MOST)
         return await self._created(begun, written)
@@ -292,6 +295,8 @@ class Steps:
             return Again.NOW
         await self._e.notes.written()
         written = await self._order(OrderKind.REMOVE, claim)
+        if written.why == STUCK:
+            return self._stuck(claim, Write.REMOVE)
         if not written.begun or not written.known:
             return Again.LATER
         if written.errno is not None:
@@ -338,6 +343,13 @@ class Steps:
             return Again.NOW
         self._begin_more_rarely(claim.name, _EXISTS_MOST)  # held for a moment, or for long
         return Again.LATER
+
+    def _stuck(self, claim: Claim, write: Write) -> Again:
+        """Refuse what a driver that lets its writes hang cannot do now: nothing was written."""
+        hung = self._e.workers.stuck().get(claim.parent, 0)
+        text = f"{claim.host}/{claim.parent}: {hung} writes to its driver hang; none is begun"
+        self._refusals[claim.name] = Refusal(write, "EAGAIN", text)
+        return Again.NOW
 
     def _begin_more_rarely(self, name: Name, most: float) -> None:
         """Wait before the next begin, twice as long as before the last.

@@ -376,7 +376,7 @@ class UdevWatcher:
         names: set[Name] = set()
         lost = False
         for _ in range(_EVENTS_AT_ONCE):
-            if self._monitor is None or not select.select([self._monitor], [], [], 0)[0]:
+            if self._monitor is None or not _is_readable(self._monitor.fileno()):
                 break
             try:
                 event = self._monitor.poll(0)
@@ -393,6 +393,13 @@ class UdevWatcher:
     def close(self) -> None:
         """Let go of it."""
         self._monitor = None  # libudev's monitor closes with its last reference
+
+
+def _is_readable(fd: int) -> bool:
+    """Whether something waits there. Not by select, which takes no descriptor over 1,023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _ParentMemory:

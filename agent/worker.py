@@ -3,10 +3,10 @@
     python -m agent.worker SPEC RUN_DIR
 
 It reads orders from its standard input and answers on its standard output, one JSON object a
-line, and says `{"beginning": true}` before each write. At the end of its input it ends, after the
-write that is under way has returned: it lives in a session of its own and takes no notice of
-SIGINT and SIGTERM, so it outlives its agent. When nobody reads its answers any more it begins
-nothing.
+line; it says `{"ready": true}` when it has started and `{"beginning": true}` before each write.
+At the end of its input it ends, after the write that is under way has returned: it lives in a
+session of its own and takes no notice of SIGINT and SIGTERM, so it outlives its agent. When
+nobody reads its answers any more it begins nothing.
 
 Starts fast: the standard library's small modules and the bus, nothing else.
 """
@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 
     Writes = Generator[Callable[[], None], int, "AnswerMessage"]
     """Writes to the kernel, each to be done when it is given; takes the errno, or 0."""
+
+    class ReadyMessage(TypedDict):
+        """What it is told when the worker has started."""
+
+        ready: bool
 
     class BeginningMessage(TypedDict):
         """What it is told before each write."""
@@ -208,7 +213,7 @@ def _not_begun(why: str) -> AnswerMessage:
     return {"begun": False, "why": why, "seconds": 0.0}
 
 
-def _send(message: AnswerMessage | BeginningMessage) -> None:
+def _send(message: AnswerMessage | BeginningMessage | ReadyMessage) -> None:
     try:
         os.write(1, json.dumps(message).encode() + b"\n")
     except BrokenPipeError:
@@ -230,6 +235,7 @@ def main(spec: str, run_dir: str) -> None:
     bus = open_bus(spec, directory, for_worker=True)
     _let_go_of_everything_else()
     with suppress(AgentGone):
+        _send({"ready": True})
         for order in _orders():
             _send(_answer(bus, directory, order))
 

@@ -1,8 +1,9 @@
 """The worker processes: whatever is written to the kernel is ordered here.
 
-One write at a time for each process, as many at once for each parent as configured, and
-nothing shared between parents. A process and not a thread, because one that hangs in the
-kernel keeps its whole process from ending, and the agent's lock with it.
+One write at a time for each process, as many at once for each parent as configured and as the
+host bears (`agent.slots`), and no parent waits for the driver of another. A process and not a
+thread, because one that hangs in the kernel keeps its whole process from ending, and the agent's
+lock with it.
 
 What is not promised: that a worker which is paused (SIGSTOP, a frozen VM) right before its
 write does not write much later. It is in flight all that time, for every agent of this host.
@@ -14,18 +15,18 @@ import asyncio
 import json
 import os
 import sys
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from agent.locks import Generation, names_in_flight
+from agent.slots import STOPPING, Bounds, Slots
 from agent.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from coordinator.model import Name
 
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _IDLE = 30.0  # seconds until a worker that has nothing to do is let go
+_STARTED = 5.0  # seconds for which one that starts keeps another from it
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
 # Not `-m`, whose runpy costs time; isolated and without site, which costs more.
 _START = "import sys; sys.path.insert(0, {!r}); from agent.worker import main; main(*sys.argv[1:])"
@@ -70,7 +72,8 @@ class Answer:
     """What became of an order.
 
     `begun` false: nothing was written, and never will be; `why` says why (`stale generation`,
-    `deadline`, `in flight`, `stopping`, `agent gone`, `worker died`, `no worker`).
+    `deadline`, `in flight`, `stopping`, `agent gone`, `worker died`, `no worker`,
+    `parent stuck`).
     `known` false: it was begun, and how it ended is not known; look again. Some of it may
     still be to come, then the name is in flight; some of it may never come, as after a create
     in the midst of which the deadline passed, whose attributes are not written.
@@ -157,8 +160,8 @@ class Machine(Protocol):
         """The names for which a write is under way, whoever began it."""
         ...
 
-    def start(self) -> Worker:
-        """Start a worker.
+    async def start(self) -> Worker:
+        """Start a worker; returns when it can be asked, or soon.
 
         Raises:
             OSError: there can be none.
@@ -179,9 +182,11 @@ class Processes:
         """The names whose lock is taken."""
         return cast("frozenset[Name]", names_in_flight(self._run_dir))
 
-    def start(self) -> Worker:
+    async def start(self) -> Worker:
         """Start a process. Raises OSError where there can be none."""
-        return _Process(self._spec, self._run_dir)
+        process = _Process(await in_thread(_spawn, self._spec, self._run_dir))
+        await asyncio.wait({process.ready}, timeout=_STARTED)
+        return process
 
 
 class Workers:
@@ -194,20 +199,23 @@ class Workers:
         *,
         machine: Machine | None = None,
         per_parent: int = 4,
+        bounds: Bounds | None = None,
         stuck_after: float = 10.0,
         idle_after: float = _IDLE,
     ) -> None:
         """`spec` is the bus's (`Bus.spec`); all times are seconds.
 
-        A write that has not returned after `stuck_after` gives its place at the parent to
-        others; it stays in flight until it returns. `machine` is this one unless told.
+        A write that has not returned after `stuck_after` gives its turn at the parent to
+        others; it stays in flight until it returns. `bounds` are what this host bears and
+        `machine` is this one, unless told.
         """
         self._machine = machine or Processes(spec, run_dir)
-        self._per_parent, self._stuck_after = per_parent, stuck_after
-        self._idle_after = idle_after
+        self._slots = Slots(bounds or Bounds.of_host(per_parent))
+        self._stuck_after, self._idle_after = stuck_after, idle_after
         self._generation = 0
         self._stopping = False
-        self._places: dict[str, _Places] = {}
+        # A start costs a processor for a while: more of them at once keep the agent from its own.
+        self._starts = asyncio.Semaphore(len(os.sched_getaffinity(0)))
         self._names: set[Name] = set()
         self._writes: set[asyncio.Task[Answer]] = set()
         self._processes: set[Worker] = set()
@@ -232,11 +240,15 @@ class Workers:
         ours = frozenset(self._names)
         return ours | self._machine.in_flight()
 
+    def stuck(self) -> Mapping[str, int]:
+        """The parents whose driver lets writes hang, so that no more are begun, and how many."""
+        return self._slots.stuck()
+
     async def order(self, order: Order, *, deadline: Callable[[], float]) -> Answer:
-        """Carry out an order, when the parent has a place for it.
+        """Carry out an order, when the parent has a turn for it.
 
         `deadline` is asked when a worker gets it: seconds of CLOCK_BOOTTIME after which no
-        write of it begins. Cancelled while it waits for its place, it never begins; later,
+        write of it begins. Cancelled while it waits for its turn, it never begins; later,
         it goes on, and its name is in flight until it has ended.
         """
         if not self._generation:
@@ -248,17 +260,17 @@ class Workers:
         generation = self._generation
         self._names.add(order.name)
         try:
-            places = self._places.setdefault(order.parent, _Places(self._per_parent))
-            has_place = await places.take()
+            why = await self._slots.take(order.parent)
         except BaseException:
             self._names.discard(order.name)
             raise
-        if has_place and self._stopping:  # it came in the moment of the stop
-            places.give_back()
-        if not has_place or self._stopping:
+        if not why and self._stopping:  # it came in the moment of the stop
+            self._slots.give_back(order.parent, hung=False)
+            why = STOPPING
+        if why:
             self._names.discard(order.name)
-            return _not_begun("stopping")
-        write = asyncio.create_task(self._write(order, generation, deadline, places))
+            return _not_begun(why)
+        write = asyncio.create_task(self._write(order, generation, deadline))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
         return await asyncio.shield(write)
@@ -270,8 +282,7 @@ class Workers:
         by itself, answered as not known; its name stays in flight for the next agent.
         """
         self._stopping = True
-        for places in self._places.values():
-            places.close()
+        self._slots.close()
         # Those that a worker has in hand and has not begun, too.
         await in_thread(self._machine.revoke, self._generation)
         self._generation = 0
@@ -287,26 +298,31 @@ class Workers:
         for process in list(self._processes):
             self._forget(process)
 
-    async def _write(
-        self, order: Order, generation: int, deadline: Callable[[], float], places: _Places
-    ) -> Answer:
-        exchange = asyncio.create_task(self._exchange(order, generation, deadline))
+    async def _write(self, order: Order, generation: int, deadline: Callable[[], float]) -> Answer:
+        hung = False
         try:
+            try:
+                process = await self._take_process()
+            except OSError as error:
+                return _not_begun(f"no worker: {error.strerror}")
+            if self._stopping:  # its start took until after the stop
+                process.hang_up()
+                return _not_begun(STOPPING)
+            if not process.is_alive:
+                return _not_begun("worker died")  # before it was asked
+            exchange = asyncio.create_task(self._exchange(process, order, generation, deadline))
             await asyncio.wait({exchange}, timeout=self._stuck_after)
-        finally:
-            places.give_back()
-        try:
+            if not exchange.done():
+                hung = True
+                self._slots.hang(order.parent)
             return await exchange
         finally:
             self._names.discard(order.name)
+            self._slots.give_back(order.parent, hung=hung)
 
     async def _exchange(
-        self, order: Order, generation: int, deadline: Callable[[], float]
+        self, process: Worker, order: Order, generation: int, deadline: Callable[[], float]
     ) -> Answer:
-        try:
-            process = self._take_process()
-        except OSError as error:
-            return _not_begun(f"no worker: {error.strerror}")
         message = {
             "generation": generation,
             "deadline": deadline(),
@@ -323,16 +339,33 @@ class Workers:
             process.hang_up()
         return answer
 
-    def _take_process(self) -> Worker:
+    async def _take_process(self) -> Worker:
+        """One that has nothing to do, or another that is started when it is its turn.
+
+        Raises:
+            OSError: there can be none.
+        """
+        process = self._idle_process()
+        if process is not None:
+            return process
+        async with self._starts:
+            process = self._idle_process()  # some were put aside meanwhile
+            if process is None:
+                process = await self._machine.start()
+                self._keep(process)
+            return process
+
+    def _idle_process(self) -> Worker | None:
         while self._idle:
             process = self._idle.pop()
             if process.is_alive:
                 process.resting.cancel()
                 return process
-        process = self._machine.start()
+        return None
+
+    def _keep(self, process: Worker) -> None:
         self._processes.add(process)
         process.ended.add_done_callback(lambda _: self._forget(process))
-        return process
 
     def _put_aside(self, process: Worker) -> None:
         loop = asyncio.get_running_loop()
@@ -346,65 +379,17 @@ class Workers:
         process.close()
 
 
-class _Places:
-    """How many writes a parent takes at once; first come, first served."""
-
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._waiting: deque[asyncio.Future[bool]] = deque()
-
-    async def take(self) -> bool:
-        """Wait for a place; False when there will be none."""
-        if self._free > 0:
-            self._free -= 1
-            return True
-        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.result():
-                self.give_back()  # it came in the same moment
-            raise
-
-    def give_back(self) -> None:
-        """Let the next one have it."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(True)
-                return
-        self._free += 1
-
-    def close(self) -> None:
-        """Tell all who wait that there will be no place for them."""
-        for turn in self._waiting:
-            if not turn.done():
-                turn.set_result(False)
-        self._waiting.clear()
-
-
 class _Process:
     """The agent's end of one worker.
 
     Not asyncio's subprocess: that one kills the process when its transport is closed.
     """
 
-    def __init__(self, spec: str, run_dir: Path) -> None:
+    def __init__(self, spawned: _Spawned) -> None:
         self._loop = asyncio.get_running_loop()
-        orders, self._orders = os.pipe()
-        self._answers, answers = os.pipe()
-        try:
-            self.pid = _spawn(spec, run_dir, orders, answers)
-        except OSError:
-            os.close(self._orders)
-            os.close(self._answers)
-            raise
-        finally:
-            os.close(orders)
-            os.close(answers)
-        os.set_blocking(self._orders, False)
-        os.set_blocking(self._answers, False)
+        self.pid, self._pidfd, self._orders, self._answers = spawned
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        """Done when it has started, or never will."""
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.resting: asyncio.Handle = self._loop.call_soon(lambda: None)
         self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -412,7 +397,6 @@ class _Process:
         self._writable = asyncio.Event()
         self._given_up = self._closed = self._exited = self._silent = False
         self.is_asked = False
-        self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._answers, self._read)
         self._loop.add_reader(self._pidfd, self._reap)
 
@@ -450,6 +434,8 @@ class _Process:
             data = os.read(self._answers, 65536)
         except BlockingIOError:
             return
+        if not self.ready.done():
+            self.ready.set_result(None)
         if not data:
             self._loop.remove_reader(self._answers)
             self._messages.put_nowait(None)
@@ -457,8 +443,9 @@ class _Process:
             self._check_end()
             return
         *lines, self._partial = (self._partial + data).split(b"\n")
-        for line in lines:
-            self._messages.put_nowait(json.loads(line))
+        for message in map(json.loads, lines):
+            if "ready" not in message:
+                self._messages.put_nowait(message)
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -493,7 +480,43 @@ class _Process:
             os.close(fd)
 
 
-def _spawn(spec: str, run_dir: Path, orders: int, answers: int) -> int:
+class _Spawned(NamedTuple):
+    """A worker's process and the agent's ends of its pipes, which the caller closes."""
+
+    pid: int
+    pidfd: int
+    orders: int
+    answers: int
+
+
+def _spawn(spec: str, run_dir: Path) -> _Spawned:
+    """Start a worker; blocks for as long as the kernel takes for that.
+
+    Raises:
+        OSError: there can be none; nothing of it is left.
+    """
+    fds: list[int] = []
+    pid = 0
+    try:
+        fds += os.pipe()
+        fds += os.pipe()
+        orders, our_orders, our_answers, answers = fds
+        os.set_blocking(our_orders, False)
+        os.set_blocking(our_answers, False)
+        pid = _posix_spawn(spec, run_dir, orders, answers)
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        if pid:
+            os.waitpid(pid, 0)  # its input has ended, and so it ends
+        raise
+    os.close(orders)
+    os.close(answers)
+    return _Spawned(pid, pidfd, our_orders, our_answers)
+
+
+def _posix_spawn(spec: str, run_dir: Path, orders: int, answers: int) -> int:
     """Start a worker in a session of its own, with two pipes and nothing else of ours."""
     program = _START.format(_PACKAGES)
     return os.posix_spawn(

@@ -10,6 +10,7 @@ import pytest
 
 from agent import simulated
 from agent.locks import AgentLock
+from agent.slots import Bounds
 from agent.workers import Answer, Workers
 from coordinator.errors import InUse
 from coordinator.model import FindingKind, Wish
@@ -143,6 +144,45 @@ async def test_a_device_that_cannot_be_probed_is_not_removed(host: Host) -> None
         assert "EPERM" in claim.error.text
         assert NAME in host.devices()
         await host.retire(force=True)
+        await host.wait(lambda: host.is_in(None))
+
+
+class _SoonStuck(Workers):
+    """Workers of which one write that hangs makes a parent stuck, when `hurry` says so."""
+
+    there: ClassVar[list[_SoonStuck]] = []
+
+    def __init__(self, spec: str, run_dir: Path) -> None:
+        super().__init__(spec, run_dir, bounds=Bounds(per_parent=1, hung=1, extra=1, total=8))
+        self.there[:] = [self]
+
+    def hurry(self) -> None:
+        """From here on a write hangs that has not returned at once."""
+        self._stuck_after = 0.0
+
+
+async def test_a_parent_whose_writes_hang_refuses_and_others_go_on(host: Host) -> None:
+    """A create there is EAGAIN and leaves nothing; a remove too, and its device stays."""
+    host.workers = _SoonStuck
+    async with host.agent():
+        await host.ask()
+        await host.ask(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE) and host.is_in(ACTIVE, name(2)))
+        simulated.hold(host.directory, NAME)
+        _SoonStuck.there[0].hurry()
+        await host.retire(force=True)
+        await host.wait(lambda: _SoonStuck.there[0].stuck() == {host.parents[0]: 1})
+        await host.ask(name=name(3))
+        await host.wait(lambda: host.is_in(None, name(3)))
+        await host.retire(name=name(2))
+        await host.wait(lambda: host.is_in(ACTIVE, name(2)))
+        claim = host.claim(name(2))
+        assert claim is not None
+        assert claim.error is not None
+        assert (claim.error.errno, "hang" in claim.error.text) == ("EAGAIN", True)
+        await host.ask(wish(HOST, host.parents[1]), name(4))
+        await host.wait(lambda: host.is_in(ACTIVE, name(4)))
+        simulated.let_go(host.directory, NAME)
         await host.wait(lambda: host.is_in(None))
 
 

@@ -48,7 +48,7 @@ class InstantMachine:
         """None: an order is over before anybody can look."""
         return frozenset()
 
-    def start(self) -> _Worker:
+    async def start(self) -> _Worker:
         """A worker, which is no process."""
         return _Worker(self)
 

@@ -10,6 +10,7 @@ from agent.daemon import Agent, AgentSettings
 from agent.enrolment import Parts
 from agent.makers import Makers
 from agent.notes import Notes
+from agent.slots import Bounds
 from agent.workers import Workers
 from coordinator.errors import MdevnsError
 from tests.sim.cluster import Link, SimStore
@@ -99,7 +100,10 @@ class Host:
         notes = Notes(MemoryJournal(self.disk))  # type: ignore[arg-type]  # held to the real one's contract
         bus = SimBus(self.kernel, self._watch)
         workers = Workers(
-            bus.spec, _NOWHERE, machine=SimMachine(self, process), per_parent=setting.per_parent
+            bus.spec,
+            _NOWHERE,
+            machine=SimMachine(self, process),
+            bounds=Bounds(per_parent=setting.per_parent, hung=8, extra=64, total=256),
         )
         parts = Parts(
             store=SimStore(world.cluster, link, setting.timeout),

@@ -105,7 +105,7 @@ class SimMachine:
         """The names whose lock is taken."""
         return frozenset(self._host.locks.held)
 
-    def start(self) -> SimWorker:
+    async def start(self) -> SimWorker:
         """Start a worker."""
         return SimWorker(self._host, self._agent)
 

@@ -20,6 +20,7 @@ from agent import locks, simulated
 from agent.bus import Presence
 from agent.locks import AgentLock, Generation, NameLock, names_in_flight
 from agent.simulated import SimulatedBus
+from agent.slots import Bounds
 from agent.worker import AgentGone, carry_out
 from agent.workers import Answer, Order, OrderKind, Workers
 from coordinator.model import Name
@@ -51,6 +52,41 @@ async def main(directory, parent, name):
         order = Order(kind=OrderKind.CREATE, name=name, parent=parent, type="mtty-1",
                       attrs=(("vgpu_params", "late"),))
         await workers.order(order, deadline=lambda: float("inf"))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+# Workers that are started for as long as there are descriptors, and how many are open after.
+SHORT_OF_DESCRIPTORS = """
+import asyncio, os, pathlib, resource, sys
+from agent.simulated import SimulatedBus
+from agent.workers import Order, OrderKind, Workers
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+async def main(directory, parent, name):
+    bus = SimulatedBus(pathlib.Path(directory))
+    workers = Workers(bus.spec, bus.run_dir)
+    workers.new_generation()
+    order = Order(kind=OrderKind.CREATE, name=name, parent=parent, type="mtty-1")
+    told, opened = [], []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    while True:  # but for so many descriptors, from none on, all are taken
+        try:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            break
+    for _ in range(5):
+        answer = await workers.order(order, deadline=lambda: float("inf"))
+        told.append(answer.why)
+        fds = sum(map(is_open, range(64)))
+        print(answer.begun, fds)
+        os.close(opened.pop())
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -404,8 +440,9 @@ def test_a_worker_ignores_the_signals_of_its_agent(host: Path, bus: SimulatedBus
 
 
 def children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123 - one line of procfs
-        return [int(child) for child in file.read().split()]
+    """A process' children, whichever of its threads started them."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def is_running(pid: int) -> bool:
@@ -467,9 +504,9 @@ def test_a_worker_can_be_run_by_hand(bus: SimulatedBus) -> None:
         check=True,
     )
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert told[0] == {"beginning": True}
-    assert told[1]["begun"]
-    assert told[2] == {"begun": False, "why": "stale generation", "seconds": 0.0}
+    assert told[:2] == [{"ready": True}, {"beginning": True}]
+    assert told[2]["begun"]
+    assert told[3] == {"begun": False, "why": "stale generation", "seconds": 0.0}
     assert set(bus.scan().devices) == {N1}
 
 
@@ -584,3 +621,38 @@ async def test_a_place_is_given_back_for_the_next(bus: SimulatedBus) -> None:
         for name in (N1, N2, N3):
             assert (await workers.order(create(name), deadline=never)).errno is None
     await workers.stop(5.0)
+
+
+async def test_writes_that_hang_are_bounded_and_the_parent_says_so(
+    host: Path, bus: SimulatedBus
+) -> None:
+    """A driver that lets every write hang gets so many processes, and another parent goes on."""
+    bounds = Bounds(per_parent=1, hung=2, extra=4, total=8)
+    workers = Workers(bus.spec, bus.run_dir, bounds=bounds, stuck_after=0.0)
+    workers.new_generation()
+    simulated.tune(host, P0, latency=LONG)
+    hung = [asyncio.create_task(workers.order(create(n), deadline=never)) for n in (N1, N2)]
+    await wait_until_async(lambda: workers.stuck() == {P0: 2})
+    answer = await workers.order(create(N3), deadline=never)
+    assert (answer.begun, answer.why) == (False, "parent stuck")
+    assert (await workers.order(create(N4, P1), deadline=never)).errno is None
+    for name in (N1, N2):
+        await wait_until_async(lambda name=name: is_under_way(bus, name))  # type: ignore[misc]
+        simulated.let_go(host, name)
+    assert [answer.errno for answer in await asyncio.gather(*hung)] == [None] * 2
+    assert not workers.stuck()
+    await workers.stop(5.0)
+
+
+def test_a_worker_that_cannot_start_leaves_no_descriptor(host: Path) -> None:
+    """However few are left, a start that fails gives back all that it took (EMFILE)."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_DESCRIPTORS, str(host), P0, N1],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    told = [line.split() for line in done.stdout.splitlines()]
+    # One descriptor fewer is taken with each try, and none is left of it.
+    assert told == [["False", str(64 - left)] for left in range(5)]

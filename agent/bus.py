@@ -120,6 +120,25 @@ class Bus(Protocol):
         """Each registered parent's types, with what is available now."""
         ...
 
+    def registered(self) -> list[str]:
+        """The registered parents, in order. Asks no driver.
+
+        Raises:
+            OSError: it cannot be read which there are.
+        """
+        ...
+
+    def offer(self, parent: str) -> tuple[list[ParentType], list[str]]:
+        """A parent's types, and what is wrong with what its driver says of them.
+
+        Its driver answers, in its own time.
+
+        Raises:
+            FileNotFoundError: the parent is not registered.
+            OSError: its types cannot be listed.
+        """
+        ...
+
     def create(self, parent: str, type_: str, name: str) -> None:
         """Have the driver make the device; returns when it is made."""
         ...

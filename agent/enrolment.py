@@ -103,6 +103,7 @@ class Enrolment:
             session,
             claims.in_force(session.host, session.instance),
             parts.rng,
+            stuck=parts.workers.stuck,
         )
         self._restoring = Restoring(
             parts.store,
@@ -234,8 +235,11 @@ class Enrolment:
                 trouble = None
             except OSError as error:
                 trouble = f"cannot be scanned: {error}"
+            # One look that fails is no state of the cluster: a descriptor may have been wanting.
+            self._reporter.bus_trouble = trouble if self._vitals.bus_trouble else None
             self._note("bus", trouble)
             self._vitals.looked(trouble)
+            self._vitals.degraded = self._reporter.troubles()
             answers = "has not answered for a session's time; nothing is begun"
             self._note("store", None if self._session.alive else answers)
             self._reporter.poke()
@@ -267,6 +271,8 @@ class Enrolment:
         self._parts.metrics.snapshot = Snapshot(
             claims=self._informer.counts(),
             findings=self._reporter.counts(),
+            troubles={p: len(told) for p, told in self._reporter.troubles().items()},
+            failures={p: value.failures for p, value in self._reporter.parents.items()},
             devices=len(look.scan.devices),
             in_flight=len(look.in_flight),
             oldest_write=min(self._writing.values(), default=None),

@@ -173,7 +173,8 @@ class _Server:
             return _page(HTTPStatus.NOT_FOUND, "text/plain", body)
         found = verdict(self._vitals.facts())
         well = found.live if path == "/healthz" else found.ready
-        body = json.dumps({"ok": well, "reasons": list(found.reasons)}).encode() + b"\n"
+        said = {"ok": well, "reasons": found.reasons, "degraded": found.degraded}
+        body = json.dumps(said).encode() + b"\n"
         status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE
         return _page(status, "application/json", body)
 

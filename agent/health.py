@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from coordinator.clock import Clock
     from coordinator.model import RestoreValue
     from coordinator.session import Session
@@ -29,14 +31,19 @@ class Facts:
     since_look: float | None
     bus_trouble: str | None = None
     restoring: str | None = None
+    degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`live`: its process works. `reasons` say why it is not ready; ready has none."""
+    """`live`: its process works. `reasons` say why it is not ready; ready has none.
+
+    `degraded` says what is wrong with single parents, which keeps no other from being served.
+    """
 
     live: bool
     reasons: tuple[str, ...]
+    degraded: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -67,7 +74,7 @@ def verdict(facts: Facts) -> Verdict:
         reasons.append(f"the bus was not looked at{ago}")
     if facts.restoring is not None:
         reasons.append(facts.restoring)
-    return Verdict(live, tuple(reasons))
+    return Verdict(live, tuple(reasons), facts.degraded)
 
 
 class Vitals:
@@ -80,6 +87,8 @@ class Vitals:
         self.session: Session | None = None
         self.listed = False
         self.bus_trouble: str | None = None
+        self.degraded: Mapping[str, tuple[str, ...]] = {}
+        """What is wrong with single parents, while the others are served."""
         self.restore: RestoreValue | None = None
         self.frozen = False
 
@@ -108,6 +117,11 @@ class Vitals:
             since_look=None if look is None else now - look,
             bus_trouble=self.bus_trouble,
             restoring=_restoring(self.restore),
+            degraded=tuple(
+                f"parent {parent}: {trouble}"
+                for parent, troubles in self.degraded.items()
+                for trouble in troubles
+            ),
         )
 
 

@@ -45,6 +45,8 @@ class Snapshot:
 
     claims: Mapping[str, int] = field(default_factory=dict)
     findings: Mapping[str, int] = field(default_factory=dict)
+    troubles: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
     devices: int = 0
     in_flight: int = 0
     oldest_write: float | None = None
@@ -185,6 +187,15 @@ class _State:
         )
         yield _gauges("mdevns_claims", "Claims of this host", "state", seen.claims)
         yield _gauges("mdevns_findings", "Devices that are not ours", "kind", seen.findings)
+        yield _gauges(
+            "mdevns_parent_troubles", "What is wrong with a parent", "parent", seen.troubles
+        )
+        yield _gauges(
+            "mdevns_parent_create_failures",
+            "Names whose create a parent refused since the last that it took",
+            "parent",
+            seen.failures,
+        )
         yield _gauge("mdevns_devices", "Devices that the kernel shows", seen.devices)
         yield _gauge(
             "mdevns_kernel_writes_in_flight", "Writes to the kernel under way", seen.in_flight

@@ -126,11 +126,26 @@ def decide(claim: Claim | None, facts: Facts) -> Decision:
     settled may be a phantom of a create that fails, so nothing is adopted or removed before it
     has.
     """
+    if _goes_by_another_hand(claim, facts):
+        text = "its driver was unbound, or it was removed by hand, and something has it open"
+        return Decision(Action.RESTORE, "EBUSY", text)
     if facts.sight in (Sight.GOING, Sight.UNKNOWN) or facts.in_flight or facts.made_elsewhere:
         return _WAIT
     if claim is None:
         return _unclaimed(facts)
     return _BY_STATE[claim.state](claim, facts)
+
+
+def _goes_by_another_hand(claim: Claim | None, facts: Facts) -> bool:
+    """Whether a remove was asked for of a device that somebody else is removing already.
+
+    No write of ours is under way, so what it waits for is who has it open. The claim is active
+    again and keeps its name; it is lost when the device is gone.
+    """
+    if claim is None or claim.state is not ClaimState.REMOVING or facts.sight is not Sight.GOING:
+        return False
+    force = claim.removal is not None and claim.removal.force
+    return not (force or facts.in_flight or facts.made_elsewhere)
 
 
 def _unclaimed(facts: Facts) -> Decision:

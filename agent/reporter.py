@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.threads import in_thread
+from agent.offers import Offer, Offers, without_room
 from coordinator.errors import Fenced
-from coordinator.model import ParentValue, encode
+from coordinator.keys import last_part
+from coordinator.model import ParentValue, decode, encode
 from coordinator.sequences import batched
-from coordinator.store import MAX_TXN_OPS, Delete, Put, Txn, get, prefix
+from coordinator.store import MAX_TXN_OPS, Delete, KeyValue, Put, Txn, get, prefix
 from coordinator.transactions import settle
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable, Mapping
 
     from agent.bus import Bus
     from coordinator.keys import Keys
-    from coordinator.model import FindingValue, Name
+    from coordinator.model import FindingValue, Name, ParentType
     from coordinator.session import Session
     from coordinator.store import Store
     from coordinator.transactions import Guard
@@ -35,6 +37,7 @@ _log = structlog.get_logger()
 
 _GATHER = 0.1  # seconds in which changes are gathered into one commit
 _RETRY = 2.0  # seconds after which a report that failed is tried again
+_MOST_FAILURES = 16  # names that are kept of those that a parent refused
 
 
 class Reporter:
@@ -48,8 +51,18 @@ class Reporter:
         session: Session,
         in_force: Guard,
         rng: random.Random,
+        *,
+        stuck: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        self._store, self._keys, self._bus, self._rng = store, keys, bus, rng
+        """`stuck` gives the parents whose driver lets writes hang, and how many."""
+        self._store, self._keys, self._rng = store, keys, rng
+        self._offers, self._stuck = Offers(bus), stuck
+        self._types: dict[str, tuple[ParentType, ...]] = {}
+        self._failed: dict[str, set[Name]] = {}
+        self.bus_trouble: str | None = None
+        """Why the bus cannot be looked at, so that no parent is offered."""
+        self.parents: Mapping[str, ParentValue] = {}
+        """What was last read of the parents, and is reported."""
         self._session, self._in_force = session, in_force
         self._findings: dict[Name, FindingValue] = {}
         self._written: dict[str, Put] = {}
@@ -69,6 +82,20 @@ class Reporter:
         else:
             self._findings[name] = finding
         self.poke()
+
+    def failed(self, parent: str, name: Name) -> None:
+        """The parent's driver has refused to create a device, and not for want of room."""
+        names = self._failed.setdefault(parent, set())
+        if len(names) < _MOST_FAILURES:
+            names.add(name)
+
+    def succeeded(self, parent: str) -> None:
+        """The parent's driver has created a device."""
+        self._failed.pop(parent, None)
+
+    def troubles(self) -> dict[str, tuple[str, ...]]:
+        """What is wrong with the parents, by parent."""
+        return {parent: value.troubles for parent, value in self.parents.items() if value.troubles}
 
     def known(self) -> list[Name]:
         """The names that are reported as found."""
@@ -133,10 +160,10 @@ class Reporter:
 
     async def _wanted(self) -> dict[str, Put]:
         host, lease = self._session.host, self._session.lease
-        parents = await in_thread(self._bus.parents)
+        self.parents = await self._read_parents()
         puts = [
-            Put(self._keys.parent(host, parent), encode(ParentValue(types=types)))
-            for parent, types in parents.items()
+            Put(self._keys.parent(host, parent), encode(value))
+            for parent, value in self.parents.items()
         ]
         # What was found holds as long as somebody is there who sees it.
         puts += [
@@ -144,6 +171,44 @@ class Reporter:
             for name, finding in self._findings.items()
         ]
         return {put.key: put for put in puts}
+
+    async def _read_parents(self) -> dict[str, ParentValue]:
+        """The parents as they are reported: those of a bus that is not seen stay, without room."""
+        try:
+            offers = await self._offers.read()
+        except OSError as error:
+            offers = self._unseen(f"the bus cannot be read: {error}")
+        else:
+            if self.bus_trouble is not None:
+                offers = self._unseen(f"the bus {self.bus_trouble}") | dict(offers)
+        stuck = self._stuck()
+        return {parent: self._value(parent, offer, stuck) for parent, offer in offers.items()}
+
+    def _unseen(self, why: str) -> dict[str, Offer]:
+        prefix_ = self._keys.parents(self._session.host)
+        known = {last_part(key) for key in self._written if key.startswith(prefix_)}
+        return {parent: Offer.unusable(why) for parent in sorted(known)}
+
+    def _value(self, parent: str, offer: Offer, stuck: Mapping[str, int]) -> ParentValue:
+        troubles, usable = offer.troubles, offer.usable
+        if self.bus_trouble is not None and usable:
+            troubles, usable = (f"the bus {self.bus_trouble}", *troubles), False
+        if parent in stuck:
+            troubles, usable = (f"{stuck[parent]} writes to its driver hang", *troubles), False
+        if usable:
+            self._types[parent] = offer.types
+        types = offer.types if usable else without_room(offer, self._known_types(parent))
+        failures = len(self._failed.get(parent, ()))
+        return ParentValue(types=types, usable=usable, troubles=troubles, failures=failures)
+
+    def _known_types(self, parent: str) -> tuple[ParentType, ...]:
+        """The types that were last read of a parent, by this agent or the one before it."""
+        known = self._types.get(parent)
+        written = self._written.get(self._keys.parent(self._session.host, parent))
+        if known is not None or written is None:
+            return known or ()
+        value = decode(KeyValue(written.key, written.value, 0, 0, 0), ParentValue)
+        return value.types if isinstance(value, ParentValue) else ()
 
     async def _write(self, changes: tuple[Put | Delete, ...]) -> None:
         guard = self._in_force

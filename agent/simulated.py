@@ -78,6 +78,11 @@ class SimulatedBus(SysfsBus):
         self._settle()
         return super().parents()
 
+    def registered(self) -> list[str]:
+        """The registered parents, after what time has brought."""
+        self._settle()
+        return super().registered()
+
     def _settle(self) -> None:
         with suppress(FileNotFoundError):  # the scan says what is missing
             self.kernel.settle()

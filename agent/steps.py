@@ -53,6 +53,8 @@ _EXISTS_MOST = 60.0  # seconds between tries at a name the kernel has
 _NOT_BEGUN_MOST = 10.0  # seconds between tries at a write that no worker could begin
 _CONFLICT_AGAIN = 30.0  # seconds after which a name held elsewhere is asked for again
 _CONFLICT_SOON = 1.0  # seconds, in a restore: who holds it may make way
+# It is full, or the name is taken: its driver works.
+_SAYS_NOTHING_OF_THE_PARENT = frozenset({"ENOSPC", "EUSERS", "EEXIST"})
 # What a restore forbids. Each but the removal of a device is refused by the store, too.
 _NOT_IN_A_RESTORE = frozenset(
     {
@@ -326,6 +328,7 @@ class Steps:
             seconds=round(written.seconds, 4),
         )
         self._e.metrics.wrote(order, written)
+        self._judge(order, written)
         self._e.reporter.poke()
         if written.why == "stale generation":
             # Another agent has begun to enrol since, and may be gone: no order of ours begins
@@ -333,6 +336,15 @@ class Steps:
             host = f"host {self._e.session.host}"
             raise Fenced(host, "its orders are of an older generation", "this agent enrols again")
         return written
+
+    def _judge(self, order: Order, written: Written) -> None:
+        """Count the names that a parent refuses to create, until it creates one."""
+        if order.kind is not OrderKind.CREATE or not (written.begun and written.known):
+            return
+        if written.errno is None or written.attribute is not None:
+            self._e.reporter.succeeded(order.parent)
+        elif written.errno not in _SAYS_NOTHING_OF_THE_PARENT:
+            self._e.reporter.failed(order.parent, order.name)
 
     def _refused(self, claim: Claim, write: Write, written: Written) -> Again:
         errno = written.errno or "EIO"

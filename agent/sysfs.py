@@ -47,6 +47,7 @@ _NIL = "00000000-0000-0000-0000-000000000000"  # the kernel takes it, it is no n
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
 _EVENTS_AT_ONCE = 10_000  # a bound for one drain; what is left makes the next hint
 _PAGE = 65536  # bytes, more than a file of sysfs has: no more than the largest page
+_DIGITS = 20  # of a number; the kernel's have fewer
 _RECEIVE_BUFFER = 8 << 20  # thousands of events; the default holds those of some 100 creates
 
 
@@ -276,12 +277,25 @@ class SysfsBus:
     def parents(self) -> Mapping[str, tuple[ParentType, ...]]:
         """Each registered parent's types, with what is available now (a hint)."""
         result = {}
-        for parent, directory in sorted(self._registered().items()):
-            types = f"{directory}/mdev_supported_types"
+        for parent in self.registered():
             with suppress(FileNotFoundError):
-                read = (_read_type(types, name) for name in sorted(_listdir(types)))
-                result[parent] = tuple(type_ for type_ in read if type_ is not None)
+                result[parent] = tuple(self.offer(parent)[0])
         return result
+
+    def registered(self) -> list[str]:
+        """The registered parents, in order."""
+        return sorted(self._registered())
+
+    def offer(self, parent: str) -> tuple[list[ParentType], list[str]]:
+        """A parent's types, and what is wrong with what its driver says of them."""
+        directory = f"{self._class}/{_component(parent)}"
+        types = f"{directory}/mdev_supported_types"
+        troubles: list[str] = []
+        read = [_read_type(types, name, troubles) for name in sorted(_listdir(types))]
+        if os.path.lexists(f"{directory}/{_NIL}"):
+            text = "a device with the nil UUID, which is no name, takes an instance: remove it"
+            troubles.append(f"{text} with echo 1 > {self._bus}/{_NIL}/remove")
+        return [type_ for type_ in read if type_ is not None], troubles
 
     def busy(self, name: str) -> str | None:
         """Why a remove would or might sleep; None: nothing has the device open.
@@ -479,17 +493,26 @@ def _readlink(path: str) -> str:
     return os.readlink(path)  # noqa: PTH115 - see above
 
 
-def _read_type(types: str, name: str) -> ParentType | None:
-    """A type as its parent offers it; None when it went meanwhile."""
+def _read_type(types: str, name: str, troubles: list[str]) -> ParentType | None:
+    """A type as its parent offers it; None when it went meanwhile. A count that is none is 0."""
     from coordinator.model import ParentType  # noqa: PLC0415 - workers start without it
 
     directory = f"{types}/{name}"
-    available = _read(f"{directory}/available_instances")
-    if available is None or not available.isdecimal():
-        return None
+    available = 0
+    try:
+        count = _read_text(f"{directory}/available_instances")
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        troubles.append(f"{name}: available_instances cannot be read: {error.strerror}")
+    else:
+        if count.isascii() and count.isdecimal() and len(count) < _DIGITS:
+            available = int(count)
+        else:
+            troubles.append(f"{name}: available_instances is no number: {count[:20]!r}")
     return ParentType(
         type=name,
-        available=int(available),
+        available=available,
         device_api=_read(f"{directory}/device_api"),
         name=_read(f"{directory}/name"),
         description=_read(f"{directory}/description"),
@@ -497,14 +520,17 @@ def _read_type(types: str, name: str) -> ParentType | None:
 
 
 def _read(path: str | Path) -> str | None:
-    """What a file says; a driver's words may be in whatever bytes."""
+    """What a file says, or None where it does not."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _read_text(path)
     except OSError:
         return None
+
+
+def _read_text(path: str | Path) -> str:
+    """What a file says; a driver's words may be in whatever bytes."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, _PAGE).decode(errors="replace").strip()
-    except OSError:
-        return None
     finally:
         os.close(fd)

@@ -17,7 +17,7 @@ from cli.options import Format
 from cli.output import View
 from coordinator import evicting, renaming
 from coordinator.client import Client
-from coordinator.model import parse_label
+from coordinator.model import ParentValue, parse_label
 from coordinator.states import ClaimState
 from coordinator.views import HostView, ParentView
 
@@ -52,7 +52,8 @@ def hosts(
     """List hosts and their names; or forget or rename one.
 
     FREE is how many devices more its parents say they have room for; at a terminal a bar
-    shows how full it is. `mdevns hosts forget HOST` drops a host that holds no name and has
+    shows how full it is. TROUBLES counts what its agent found wrong with its parents, which
+    `-o wide` says in words. `mdevns hosts forget HOST` drops a host that holds no name and has
     no living agent. `mdevns hosts rename HOST NEW` gives the claims of a machine its new host
     name: stop its agent first, and start it as NEW afterwards.
     """
@@ -77,7 +78,8 @@ def parents(
 ) -> None:
     """List parents and what they have available.
 
-    USED counts a parent's devices of all types, which share its room.
+    USED counts a parent's devices of all types, which share its room. TROUBLES counts what
+    its agent found wrong with it, which `-o wide` says in words.
     """
     where = None if host is None else parse_label(host, "host name")
 
@@ -107,6 +109,7 @@ def _host_json(view: HostView) -> dict[str, Any]:
         "boot_id": session and session.boot_id,
         "version": session and session.version,
         "claims": view.claims,
+        "troubles": view.troubles,
     }
 
 
@@ -127,19 +130,21 @@ def _hosts_view() -> View[HostView]:
             *(view.claims.get(state, 0) for state in ClaimState),
             view.free,
             *((bar(view.used, view.free),) if bar else ()),
+            len(view.troubles) or None,
             session and session.boot_id,
             identity and identity.machine_id,
             identity and identity.product_uuid,
             view.epoch,
+            "; ".join(view.troubles),
         )
 
     counts = (state.upper() for state in ClaimState)
     return View(
-        columns=("HOST", "SESSION", "VERSION", *counts, "FREE", *_full(bar)),
+        columns=("HOST", "SESSION", "VERSION", *counts, "FREE", *_full(bar), "TROUBLES"),
         rows=lambda view: [row(view)],
         json=_host_json,
         name=lambda view: view.host,
-        wide=("BOOT ID", "MACHINE ID", "PRODUCT UUID", "EPOCH"),
+        wide=("BOOT ID", "MACHINE ID", "PRODUCT UUID", "EPOCH", "WHAT IS WRONG"),
     )
 
 
@@ -148,28 +153,58 @@ def _parents_view(used: Mapping[tuple[str, str], int]) -> View[ParentView]:
     bar = bar_maker()
 
     def rows(view: ParentView) -> Iterator[tuple[object, ...]]:
-        taken = used[view.host, view.parent]
-        for each in view.value.types:
+        taken, value = used[view.host, view.parent], view.value
+        for each in value.types or (None,):  # of one that cannot be read no type may be known
+            room = each.room if each else 0
             yield (
                 view.host,
                 view.parent,
-                each.type,
+                each and each.type,
                 taken,
-                each.available,
-                *((bar(taken, each.available),) if bar else ()),
-                each.device_api,
-                each.name,
+                room,
+                *((bar(taken, room),) if bar else ()),
+                each and each.device_api,
+                each and each.name,
+                len(value.troubles) + (value.failures > 0) or None,
                 _seen(alive=view.alive),
-                each.description,
+                each and each.description,
+                "; ".join((*_failures(value), *value.troubles)),
             )
 
     return View(
-        columns=("HOST", "PARENT", "TYPE", "USED", "AVAILABLE", *_full(bar), "API", "NAME"),
+        columns=(
+            "HOST",
+            "PARENT",
+            "TYPE",
+            "USED",
+            "AVAILABLE",
+            *_full(bar),
+            "API",
+            "NAME",
+            "TROUBLES",
+        ),
         rows=rows,
-        json=lambda view: {"host": view.host, "parent": view.parent, "types": view.value.types},
+        json=_parent_json,
         name=lambda view: f"{view.host}/{view.parent}",
-        wide=("SESSION", "DESCRIPTION"),
+        wide=("SESSION", "DESCRIPTION", "WHAT IS WRONG"),
     )
+
+
+def _parent_json(view: ParentView) -> dict[str, Any]:
+    return {
+        "host": view.host,
+        "parent": view.parent,
+        "types": view.value.types,
+        "usable": view.value.usable,
+        "troubles": view.value.troubles,
+        "failures": view.value.failures,
+    }
+
+
+def _failures(value: ParentValue) -> Iterator[str]:
+    """What its driver refused, where it did."""
+    if value.failures:
+        yield f"it refused to create {value.failures} names since the last that it took"
 
 
 def _full(bar: object) -> tuple[str, ...]:

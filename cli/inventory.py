@@ -36,7 +36,7 @@ def offers(parents: Iterable[ParentView]) -> list[Offer]:
             offer = found.setdefault(each.type, Offer(each.type, 0, 0, None, None))
             offer.device_api = offer.device_api or each.device_api
             offer.name = offer.name or each.name
-            if view.alive:
-                offer.available += each.available
+            if view.usable:
+                offer.available += each.room
                 offer.parents += 1
     return [found[type_] for type_ in sorted(found)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.keys import last_part
 from coordinator.model import (
+    Claim,
     FindingKind,
     FindingValue,
     HoldValue,
@@ -18,9 +19,12 @@ from coordinator.model import (
     decode,
     read_claim,
 )
+from coordinator.states import ClaimState
 from coordinator.store import Range, pages, prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from coordinator.keys import Keys
     from coordinator.store import KeyValue, RangeResult, Store
 
@@ -58,6 +62,49 @@ _KINDS: dict[str, type[SessionValue | ParentValue]] = {
 }
 
 
+@dataclass(slots=True)
+class _Offers:
+    """What the parents offer, and what rests on it."""
+
+    types: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    unknown: set[tuple[str, str]] = field(default_factory=set)
+    models: dict[str, dict[tuple[str | None, str | None], str]] = field(default_factory=dict)
+    defined: list[Claim] = field(default_factory=list)
+
+    def add(self, host: str, parent: str, value: ParentValue) -> list[Finding]:
+        """Take note of a parent; what is wrong with it."""
+        if not value.usable:
+            self.unknown.add((host, parent))
+        self.types[host, parent] = {type_.type for type_ in value.types}
+        for type_ in value.types:
+            model = (type_.name, type_.device_api)
+            self.models.setdefault(type_.type, {}).setdefault(model, f"{host}/{parent}")
+        found = [
+            Finding("trouble", None, host, f"{parent}: {text}", fault=False)
+            for text in value.troubles
+        ]
+        if value.failures:
+            detail = f"{parent}: it refused to create {value.failures} names in a row"
+            found.append(Finding("refuses", None, host, detail, fault=False))
+        return found
+
+    def findings(self) -> Iterator[Finding]:
+        """Definitions that cannot be started, and types that are not the same everywhere."""
+        for claim in self.defined:
+            place = (claim.host, claim.parent)
+            if place not in self.unknown and claim.type not in self.types.get(place, ()):
+                has = f"does not offer {claim.type}" if place in self.types else "is not there"
+                detail = f"defined on {claim.parent}, which {has}; mdevns move or undefine it"
+                yield Finding("not-offered", claim.name, claim.host, detail, fault=False)
+        for type_, models in self.models.items():
+            if len(models) > 1:
+                told = ", ".join(
+                    f"{name or api} on {where}" for (name, api), where in models.items()
+                )
+                detail = f"the type {type_} is {len(models)} models: {told}; name the host"
+                yield Finding("type-differs", None, None, detail, fault=False)
+
+
 async def check(store: Store, keys: Keys) -> Report:
     """Whether names, claims and what agents found agree, all at one revision.
 
@@ -71,18 +118,22 @@ async def check(store: Store, keys: Keys) -> Report:
         revision = page.revision
         names |= {last_part(kv.key): kv for kv in page.kvs}
     report.names = len(names)
+    offers = _Offers()
     whole = prefix(keys.hosts)
     async for page in pages(store, Range(whole.key, whole.end, revision=revision)):
         for kv in page.kvs:
-            if (name := _check_key(keys, kv, names, report)) is not None:
+            if (name := _check_key(keys, kv, names, report, offers)) is not None:
                 claimed.add(name)
+    report.findings += offers.findings()
     report.findings += _hold(await store.range(Range(keys.hold, revision=revision)))
     unclaimed = (_unclaimed(name, kv) for name, kv in names.items() if name not in claimed)
     report.findings += [finding for finding in unclaimed if finding is not None]
     return report
 
 
-def _check_key(keys: Keys, kv: KeyValue, names: dict[str, KeyValue], report: Report) -> str | None:
+def _check_key(
+    keys: Keys, kv: KeyValue, names: dict[str, KeyValue], report: Report, offers: _Offers
+) -> str | None:
     """Look at one record of a host; returns the name that it is the claim of, if it is one."""
     host, _, rest = kv.key.removeprefix(keys.hosts).partition("/")
     kind, _, last = rest.partition("/")
@@ -90,6 +141,9 @@ def _check_key(keys: Keys, kv: KeyValue, names: dict[str, KeyValue], report: Rep
         report.claims += 1
         findings = _check_claim(host, last, kv, names.get(last))
         report.findings += findings
+        claim = read_claim(kv)
+        if isinstance(claim, Claim) and claim.state is ClaimState.DEFINED:
+            offers.defined.append(claim)
         return None if any(f.kind == "claim-without-name" for f in findings) else last
     if kind == "findings":
         report.findings.append(_agents_finding(host, last, kv))
@@ -97,6 +151,8 @@ def _check_key(keys: Keys, kv: KeyValue, names: dict[str, KeyValue], report: Rep
         value = decode(kv, _KINDS[kind])
         if isinstance(value, Unreadable):
             report.findings.append(Finding("unreadable", None, host, f"{kv.key}: {value.why}"))
+        elif isinstance(value, ParentValue):
+            report.findings += offers.add(host, last, value)
     return None
 
 

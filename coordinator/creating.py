@@ -1,13 +1,13 @@
 """A create, from the asking side: place, reserve for the host, wait for the device.
 
-A request that names no parent and is refused for want of room is placed elsewhere, until no
-parent is left.
+A request that does not name both host and parent and is refused by a kernel is placed elsewhere,
+until no parent is left, or too many have refused it for other reasons than want of room.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coordinator.claims import Hold, answers
@@ -19,6 +19,7 @@ from coordinator.errors import (
     NameTaken,
     NoCapacity,
     NotFound,
+    Refused,
     StoreError,
     TryAgain,
 )
@@ -41,6 +42,10 @@ __all__ = ["Ask", "create"]
 
 # `available` may be stale by a moment: so many parents that say 0 are asked all the same.
 _ASK_THE_FULL = 8
+# So many parents may refuse a create for other reasons: then it is the create's, and not theirs.
+_ASK_THE_FAILING = 8
+# A parent that refused so many names is asked last.
+_FAILING = 2
 # So many hosts are asked for a place before all are.
 _SOME_HOSTS = 48
 
@@ -57,6 +62,11 @@ class Ask:
     attrs: tuple[tuple[str, str], ...] = ()
     persistent: bool = False
     autostart: bool = False
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether there may be more than one place for it."""
+        return self.host is None or self.parent is None
 
     def allows(self, claim: Claim) -> bool:
         """Whether a claim is where it may be."""
@@ -99,6 +109,8 @@ class _Creation:
     ) -> None:
         self._client, self._ttl, self._strategy, self._told = client, ttl, strategy, told
         self._full: set[tuple[str, str, str]] = set()
+        self._failing: set[tuple[str, str, str]] = set()
+        self._refusals: dict[Name, list[MdevnsError]] = {}
         self._guards: tuple[Guard, ...] = ()
         self._hearer: Hearer | None = None
         self._done: dict[Name, Result] = {}
@@ -180,7 +192,9 @@ class _Creation:
         """Among these parents or nowhere."""
         placed, left = self._place(asks, parents)
         for ask in left:
-            error = _unplaced(ask, _fitting(parents, ask.host, ask.parent))
+            refusals = self._refusals.get(ask.name)
+            fitting = _fitting(parents, ask.host, ask.parent)
+            error = refusals[-1] if refusals else _unplaced(ask, fitting)
             self._end(Result(ask.name, error=error))
         return placed
 
@@ -195,7 +209,7 @@ class _Creation:
         left: list[Ask] = []
         for (type_, host, parent), group in groups.items():
             fitting = _fitting(parents, host, parent)
-            spots = self._spots(fitting, type_, len(group), fixed=parent is not None)
+            spots = self._spots(fitting, type_, len(group), fixed=None not in (host, parent))
             for ask, spot in zip(group, spots, strict=True):
                 if spot is None:
                     left.append(ask)
@@ -206,21 +220,20 @@ class _Creation:
     def _spots(
         self, parents: Iterable[ParentView], type_: str, count: int, *, fixed: bool
     ) -> list[Candidate | None]:
+        tried = self._full | self._failing
         offers = [
-            Candidate(view.host, view.parent, offer.available)
+            Candidate(view.host, view.parent, offer.room, failing=view.value.failures >= _FAILING)
             for view in parents
-            if view.alive and (view.host, view.parent, type_) not in self._full
+            if view.usable and (view.host, view.parent, type_) not in tried
             for offer in view.value.types
             if offer.type == type_
         ]
         if fixed:  # it was named, so the kernel is asked whatever the hint says
-            return list(
-                place((Candidate(c.host, c.parent, count) for c in offers), count, self._strategy)
-            )
+            return list(place((replace(c, available=count) for c in offers), count, self._strategy))
         spots = list(place(offers, count, self._strategy))
         short = spots.count(None)
         tries = max(0, _ASK_THE_FULL - len(self._full))
-        full = [Candidate(c.host, c.parent, 1) for c in offers if c.available <= 0][:tries]
+        full = [replace(c, available=1) for c in offers if c.available <= 0][:tries]
         return spots[: count - short] + list(place(full, short, self._strategy))
 
     # Claims.
@@ -305,14 +318,28 @@ class _Creation:
 
         def ended(claim: Claim, error: MdevnsError | None) -> None:
             ask = by_name[claim.name]
-            if isinstance(error, NoCapacity) and ask.parent is None:
-                self._full.add((claim.host, claim.parent, claim.type))
+            if self._goes_elsewhere(ask, claim, error):
                 again.append(ask)
             else:
                 self._end(Result(claim.name, None if error else claim, error))
 
         await await_made(self._client.store, self._client.keys, claimed, ended, hearer)
         return again
+
+    def _goes_elsewhere(self, ask: Ask, claim: Claim, error: MdevnsError | None) -> bool:
+        """Whether a create that was refused at a place is tried at another."""
+        if not (ask.is_placed and isinstance(error, Refused) and error.elsewhere):
+            return False
+        place_ = (claim.host, claim.parent, claim.type)
+        refusals = self._refusals.setdefault(ask.name, [])
+        if isinstance(error, NoCapacity):
+            self._full.add(place_)
+            if ask.parent is not None:
+                refusals[:0] = [error]  # of a parent that was named the kernel's own errno is told
+            return True
+        self._failing.add(place_)
+        refusals.append(error)
+        return len(refusals) < _ASK_THE_FAILING
 
 
 def _unseen(ask: Ask, refusal: NameTaken, record: Record | StoreError | None) -> MdevnsError | None:
@@ -349,6 +376,12 @@ def _unplaced(ask: Ask, fitting: Sequence[ParentView]) -> MdevnsError:
     if not offering:
         why = f"no parent of {where} offers it"
         return NotFound(f"type {ask.type}", why, "see: mdevns types", name=ask.name)
+    if any(view.alive for view in offering) and not any(view.usable for view in offering):
+        unusable = next(view for view in offering if view.alive)
+        trouble = "; ".join(unusable.value.troubles)
+        why = f"cannot be used now: {trouble}"
+        what = f"parent {unusable.host}/{unusable.parent}"
+        return HostDown(what, why, "see: mdevns parents -o wide", name=ask.name)
     if not any(view.alive for view in offering):
         hosts = ", ".join(sorted({view.host for view in offering}))
         why = "cannot be reached, so nobody can make it now"

@@ -128,6 +128,9 @@ class MdevnsError(Exception):
 class Refused(MdevnsError):
     """It was answered, and the answer is no. Nothing about it is unknown."""
 
+    elsewhere = False
+    """Whether a host or its kernel refused a create that another parent may take."""
+
 
 class NotFound(Refused):
     """No such name, host, parent or type."""
@@ -322,4 +325,7 @@ def from_kernel(errno_name: str, name: str, why: str, *, attribute: bool = False
     own refusal, exit 15.
     """
     kind = KernelRefused if attribute else _BY_ERRNO.get(errno_name, KernelRefused)
-    return kind(name, why, f"see: mdevns show {name}", errno_name=errno_name, name=name)
+    error = kind(name, why, f"see: mdevns show {name}", errno_name=errno_name, name=name)
+    # An attribute that a driver does not take is what was asked for; EEXIST is about the name.
+    error.elsewhere = not attribute and errno_name != "EEXIST"
+    return error

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from coordinator.store import KeyValue
 
 __all__ = [
+    "MOST_INSTANCES",
     "NIL",
     "SCHEMA",
     "AfterRemoval",
@@ -67,6 +68,8 @@ NIL = "00000000-0000-0000-0000-000000000000"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+!-]{0,127}")
 _REQUEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _ATTRIBUTE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*")
+MOST_INSTANCES = 65_535
+"""No parent has room for more devices of a type: a larger count is none."""
 _PAGE = 4096  # sysfs hands a driver at most one page a write (kernel: filesystems/sysfs.rst)
 
 
@@ -290,11 +293,25 @@ class ParentType(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str | None = None
     description: str | None = None
 
+    @property
+    def room(self) -> int:
+        """How many devices more it says that there is room for; a count that cannot be is none."""
+        return self.available if 0 <= self.available <= MOST_INSTANCES else 0
+
 
 class ParentValue(_Value, frozen=True, kw_only=True):
-    """`hosts/<host>/parents/<parent>`, written when it changed."""
+    """`hosts/<host>/parents/<parent>`, written when it changed.
+
+    `troubles` are what the host's agent found wrong with it, in words, and few. One that is not
+    `usable` takes no creates now: its driver or the bus says nothing, or lets writes hang.
+    `failures` counts the different names whose create its driver refused since the last that it
+    took, for other reasons than want of room.
+    """
 
     types: tuple[ParentType, ...]
+    usable: bool = True
+    troubles: tuple[str, ...] = ()
+    failures: int = 0
 
 
 class OutcomeValue(_Value, frozen=True, kw_only=True):

@@ -26,11 +26,15 @@ class Strategy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A parent that offers the type, and how many instances it has left."""
+    """A parent that offers the type, and how many instances it has left.
+
+    `failing`: it refused the last creates of different names, so it is taken last.
+    """
 
     host: str
     parent: str
     available: int
+    failing: bool = False
 
 
 def place(
@@ -42,18 +46,20 @@ def place(
     the same answer. O((candidates + count) log candidates).
     """
     sign = -1 if strategy is Strategy.SPREAD else 1
-    heap = [(sign * c.available, c.host, c.parent, c) for c in candidates if c.available > 0]
+    heap = [
+        (c.failing, sign * c.available, c.host, c.parent, c) for c in candidates if c.available > 0
+    ]
     heapq.heapify(heap)
     placed: list[Candidate | None] = []
     for _ in range(count):
         if not heap:
             placed.append(None)
             continue
-        left, host, parent, candidate = heap[0]
+        failing, left, host, parent, candidate = heap[0]
         placed.append(candidate)
         left -= sign
         if left == 0:
             heapq.heappop(heap)
         else:
-            heapq.heapreplace(heap, (left, host, parent, candidate))
+            heapq.heapreplace(heap, (failing, left, host, parent, candidate))
     return placed

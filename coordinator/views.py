@@ -75,6 +75,8 @@ class HostView(msgspec.Struct, frozen=True):
     free: int
     identity: IdentityValue | None
     epoch: str | None
+    troubles: tuple[str, ...] = ()
+    """What its agent found wrong with its parents, in words."""
 
     @property
     def alive(self) -> bool:
@@ -94,6 +96,7 @@ class _Standing(msgspec.Struct, frozen=True):
     identity: IdentityValue | None
     epoch: str | None
     free: int
+    troubles: tuple[str, ...]
 
 
 class ParentView(msgspec.Struct, frozen=True):
@@ -103,6 +106,11 @@ class ParentView(msgspec.Struct, frozen=True):
     parent: str
     alive: bool
     value: ParentValue
+
+    @property
+    def usable(self) -> bool:
+        """Whether devices can be created there now."""
+        return self.alive and self.value.usable
 
 
 class Views:
@@ -206,7 +214,7 @@ class Views:
         for some in batched(hosts, _AT_ONCE):
             counts += await asyncio.gather(*(self._count(host) for host in some))
         return [
-            HostView(host, own.session, count, own.free, own.identity, own.epoch)
+            HostView(host, own.session, count, own.free, own.identity, own.epoch, own.troubles)
             for host, own, count in zip(hosts, standing, counts, strict=True)
         ]
 
@@ -367,7 +375,8 @@ def _stands(host: str, answers: Iterator[RangeResult]) -> _Standing:
         _session(session.first),
         machine if isinstance(machine, IdentityValue) else None,
         epoch.first.value.decode(errors="replace") if epoch.first else None,
-        sum(max((each.available for each in view.value.types), default=0) for view in views),
+        sum(max((t.room for t in v.value.types), default=0) for v in views if v.usable),
+        tuple(f"{view.parent}: {text}" for view in views for text in view.value.troubles),
     )
 
 

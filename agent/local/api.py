@@ -102,7 +102,9 @@ def _claim_json(claim: Claim) -> ClaimJson:
 
 
 def _health(found: Verdict, *, well: bool) -> tuple[int, HealthJson]:
-    return (200 if well else 503), HealthJson(ok=well, reasons=found.reasons)
+    return (200 if well else 503), HealthJson(
+        ok=well, reasons=found.reasons, degraded=found.degraded
+    )
 
 
 class _Handlers:

@@ -97,10 +97,14 @@ class DevicesJson(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthJson(msgspec.Struct, frozen=True, kw_only=True):
-    """How the agent is, and what is not well."""
+    """How the agent is, and what is not well.
+
+    `degraded` says what is wrong with single parents, while the others are served.
+    """
 
     ok: bool
     reasons: tuple[str, ...]
+    degraded: tuple[str, ...] = ()
 
 
 class TakeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

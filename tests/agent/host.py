@@ -22,7 +22,16 @@ from agent.workers import Workers
 from coordinator.client import Client
 from coordinator.clock import SystemClock
 from coordinator.finishing import Finished, finish
-from coordinator.model import Claim, FindingValue, Name, OutcomeValue, Removal, Wish, decode
+from coordinator.model import (
+    Claim,
+    FindingValue,
+    Name,
+    OutcomeValue,
+    ParentValue,
+    Removal,
+    Wish,
+    decode,
+)
 from coordinator.store import prefix
 from tests.support.desk import HOST, NAME, TYPE, Desk
 from tests.support.waiting import wait_until_async
@@ -144,6 +153,14 @@ class Host:
         kv = self.desk.kv(self.desk.keys.outcome(request, NAME))
         value = None if kv is None else decode(kv, OutcomeValue)
         assert value is None or isinstance(value, OutcomeValue)
+        return value
+
+    def reported(self, parent: str) -> ParentValue:
+        """What the agent reports of a parent."""
+        kv = self.desk.kv(self.desk.keys.parent(HOST, parent))
+        assert kv is not None
+        value = decode(kv, ParentValue)
+        assert isinstance(value, ParentValue)
         return value
 
     def finding(self, name: Name = NAME) -> FindingValue | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from agent import simulated
+from agent.health import verdict
 from agent.locks import AgentLock
 from agent.slots import Bounds
 from agent.workers import Answer, Workers
@@ -144,6 +146,67 @@ async def test_a_device_that_cannot_be_probed_is_not_removed(host: Host) -> None
         assert "EPERM" in claim.error.text
         assert NAME in host.devices()
         await host.retire(force=True)
+        await host.wait(lambda: host.is_in(None))
+
+
+async def test_a_driver_that_hangs_silences_no_other_parent(host: Host) -> None:
+    """Its parent is not usable and says why; the others' reports go on, and readyz says it."""
+    async with host.agent() as agent:
+        first, second = host.parents
+        file = host.bus.root / "sys/class/mdev_bus" / first / "mdev_supported_types" / TYPE
+        (file / "available_instances").unlink()
+        os.mkfifo(file / "available_instances")
+        await host.wait(lambda: not host.reported(first).usable)
+        assert "has not returned" in host.reported(first).troubles[0]
+        simulated.create(host.directory, second, TYPE, NAME)
+        await host.wait(lambda: host.reported(second).types[0].available == 3)
+        await host.wait(lambda: agent.vitals.facts().degraded)
+        assert verdict(agent.vitals.facts()).ready
+        os.close(os.open(file / "available_instances", os.O_WRONLY))  # it returns
+
+
+async def test_a_bus_that_cannot_be_seen_offers_nothing(host: Host) -> None:
+    """Its parents stay known, without room, until it is seen again."""
+    async with host.agent():
+        bus = host.directory / "sys/bus/mdev/devices"
+        bus.rename(bus.with_name("gone"))
+        await host.wait(lambda: not any(host.reported(p).usable for p in host.parents))
+        for parent in host.parents:
+            assert [t.available for t in host.reported(parent).types] == [0]
+            assert "mdev is not loaded" in host.reported(parent).troubles[0]
+        bus.with_name("gone").rename(bus)
+        await host.wait(lambda: all(host.reported(p).usable for p in host.parents))
+        assert [t.available for t in host.reported(host.parents[0]).types] == [4]
+
+
+async def test_a_parent_that_refuses_names_is_counted_until_it_takes_one(host: Host) -> None:
+    """Two names that a driver says EIO to are two failures; a create that works forgets them."""
+    async with host.agent():
+        first = host.parents[0]
+        simulated.fail_creates(host.directory, first, "EIO", 2)
+        for number in (1, 2):
+            await host.ask(name=name(number))
+            await host.wait(lambda number=number: host.is_in(None, name(number)))
+        await host.wait(lambda: host.reported(first).failures == 2)
+        await host.ask(name=name(3))
+        await host.wait(lambda: host.is_in(ACTIVE, name(3)))
+        await host.wait(lambda: host.reported(first).failures == 0)
+
+
+async def test_a_driver_unbound_under_a_vm_makes_a_remove_ebusy(host: Host) -> None:
+    """The device goes when the VM lets go; a remove is refused meanwhile, and does not wait."""
+    async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        simulated.hold(host.directory, NAME)
+        await asyncio.to_thread(simulated.unplug, host.directory, host.parents[0])
+        await host.retire()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        claim = host.claim()
+        assert claim is not None
+        assert claim.error is not None
+        assert claim.error.errno == "EBUSY"
+        simulated.let_go(host.directory, NAME)
         await host.wait(lambda: host.is_in(None))
 
 

@@ -205,7 +205,7 @@ def test_hosts_parents_and_types(pair: Pair, name: str) -> None:
     cli.ok("create", name, "--type", TYPE, "--host", "gpu02")
     hosts = cli.ok("hosts", "-o", "json").json
     assert [list(host) for host in hosts] == [
-        ["host", "session", "boot_id", "version", "claims"]
+        ["host", "session", "boot_id", "version", "claims", "troubles"]
     ] * 2
     assert [host["claims"]["active"] for host in hosts] == [0, 1]
     assert cli.ok("hosts", "-o", "name").names == ["gpu01", "gpu02"]

@@ -255,6 +255,17 @@ class SimBus:
             if parent["registered"]
         }
 
+    def registered(self) -> list[str]:
+        """The registered parents."""
+        return sorted(self.parents())
+
+    def offer(self, parent: str) -> tuple[list[ParentType], list[str]]:
+        """A parent's types."""
+        types = self.parents().get(parent)
+        if types is None:
+            raise FileNotFoundError(errno.ENOENT, parent)
+        return list(types), []
+
     def create(self, parent: str, type_: str, name: str) -> None:
         """Begin a create; `under_way` is it."""
         self.wrote("create", name, None)

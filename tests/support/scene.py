@@ -56,6 +56,7 @@ class ToldHost:
         desk.core.txn(Txn(success=tuple(puts)))
         self.claims = claims
         self.refuses: dict[str, str] = {}  # parent: errno
+        self.begun: list[str] = []  # parents on which a create was begun
         self.busy = False
 
     def claims_now(self) -> list[Claim]:
@@ -74,6 +75,7 @@ class ToldHost:
         claims = self.claims
         errno = self.refuses.get(claim.parent)
         if claim.state is ClaimState.RESERVED:
+            self.begun.append(claim.parent)
             return claims.begin(claim, boot_id="b", now="t")
         if claim.state is ClaimState.CREATING and errno:
             failure = Failure(LastError(errno, f"the kernel said {errno}", "t"), 0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from coordinator.check import check
 from coordinator.claims import Failure, Hold
 from coordinator.creating import Ask, create
 from coordinator.errors import (
@@ -25,14 +27,18 @@ from coordinator.errors import (
 from coordinator.model import (
     Claim,
     LastError,
+    ParentType,
+    ParentValue,
     Removal,
+    Wish,
+    encode,
 )
 from coordinator.reserving import release, renew, reserve
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Range, Txn, may_write
 from coordinator.transactions import transaction
 from tests.support.counting import CountingStore
-from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
+from tests.support.desk import HOST, NAME, OTHER, PARENT, TYPE, Desk, name, wish
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.scene import TTL, Scene, ask
 from tests.support.virtual_time import pass_time
@@ -99,6 +105,73 @@ def test_a_parent_that_was_named_is_the_only_one_tried(scene: Scene) -> None:
     (result,) = scene.create(ask(parent="p0"))
     assert result.error is not None
     assert (result.error.errno, result.error.exit_code) == ("EUSERS", 7)
+
+
+@pytest.mark.parametrize("errno", ["ENODEV", "EIO", "EINVAL", "EAGAIN", "EPERM"])
+def test_what_a_kernel_refuses_for_any_reason_is_placed_elsewhere(scene: Scene, errno: str) -> None:
+    """One parent whose driver is broken fails no create that another parent can take."""
+    scene.host(HOST, p0=9).refuses["p0"] = errno
+    scene.host(OTHER, p0=1)
+    (result,) = scene.create(ask())
+    assert isinstance(result.record, Claim)
+    assert result.record.host == OTHER
+
+
+def test_a_create_that_every_parent_refuses_is_not_tried_everywhere(scene: Scene) -> None:
+    """After eight refusals it is taken to be the create's own fault, with the last errno."""
+    host = scene.host(HOST, **{f"p{n}": 1 for n in range(20)})
+    host.refuses.update({f"p{n}": "EINVAL" for n in range(20)})
+    (result,) = scene.create(ask())
+    assert result.error is not None
+    assert result.error.errno == "EINVAL"
+    assert len(host.begun) == 8
+
+
+def test_a_parent_that_was_named_alone_is_any_hosts(scene: Scene) -> None:
+    """The address is full on one host and has room on another: it is created there."""
+    scene.host(HOST, p0=0)
+    scene.host(OTHER, p0=4)
+    (result,) = scene.create(ask(parent="p0"))
+    assert isinstance(result.record, Claim)
+    assert result.record.host == OTHER
+
+
+def _says(scene: Scene, host: str, parent: str, **says: object) -> None:
+    """Have a host's agent report a parent so."""
+    types = (ParentType(type=TYPE, available=99),)
+    value = msgspec.structs.replace(ParentValue(types=types), **says)
+    put = Put(scene.desk.keys.parent(host, parent), encode(value))
+    scene.desk.core.txn(Txn(success=(put,)))
+
+
+def test_a_parent_that_refused_two_names_is_taken_last(scene: Scene) -> None:
+    """However much room it says that it has, another comes first; alone it is asked."""
+    scene.host(HOST, p0=99, p1=1)
+    _says(scene, HOST, "p0", failures=2)
+    results = scene.create(ask(1), ask(2))
+    assert [r.record.parent for r in results if isinstance(r.record, Claim)] == ["p1", "p0"]
+
+
+def test_a_parent_that_cannot_be_used_gets_no_create(scene: Scene) -> None:
+    """Nothing is placed there; where there is no other, the answer says what is wrong, at once."""
+    scene.host(HOST, p0=99)
+    _says(scene, HOST, "p0", usable=False, troubles=("the bus cannot be read",))
+    (result,) = scene.create(ask(host=HOST))
+    assert isinstance(result.error, HostDown)
+    assert "the bus cannot be read" in result.error.line
+    scene.host(OTHER, p0=1)
+    (result,) = scene.create(ask(2))
+    assert isinstance(result.record, Claim)
+    assert result.record.host == OTHER
+
+
+def test_a_count_that_cannot_be_draws_nothing(scene: Scene) -> None:
+    """A parent that says 4294967295 has no room that counts."""
+    scene.host(HOST, p0=4_294_967_295)
+    scene.host(OTHER, p0=3)
+    results = scene.create(*[ask(n) for n in range(3)])
+    where = [r.record.host for r in results if isinstance(r.record, Claim)]
+    assert where == [OTHER] * 3
 
 
 def test_a_stale_hint_of_no_room_is_asked_about(scene: Scene) -> None:
@@ -699,3 +772,28 @@ def test_what_is_reserved_anew_after_a_revoked_lease_hangs_on_one_again(scene: S
     assert {claim.name for claim in host.claims_now()} == {name(1), name(2)}
     scene.desk.core.advance(2 * TTL)
     assert {claim.name for claim in host.claims_now()} == {name(1)}
+
+
+async def test_check_tells_what_the_agents_found() -> None:
+    """A parent's troubles, a type that is two models, and a definition that nothing offers."""
+    desk = Desk()
+    keys = desk.keys
+    for host, model in ((HOST, "A40-1Q"), (OTHER, "T4-1Q")):
+        value = ParentValue(
+            types=(ParentType(type=TYPE, available=1, name=model),),
+            troubles=("its count is none",) if host == HOST else (),
+            failures=2,
+        )
+        desk.core.txn(Txn(success=(Put(keys.parent(host, PARENT), encode(value)),)))
+    reserved = Hold(NAME, "r", 0, 0)
+    gone = Wish(host=HOST, parent="gone", type=TYPE, persistent=True)
+    change = desk.claims.define(reserved, gone, now="t", by=None)
+    desk.core.txn(Txn(success=change.then))
+    report = await check(desk.store, keys)
+    told = {(finding.kind, finding.host, finding.name) for finding in report.findings}
+    assert told >= {
+        ("trouble", HOST, None),
+        ("refuses", OTHER, None),
+        ("type-differs", None, None),
+        ("not-offered", HOST, NAME),
+    }

@@ -8,15 +8,16 @@ flight on the name.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import structlog
 
-from agent.reconcile import Action, Facts, Refusal, Sight, Write, decide, sight_of
+from agent.reconcile import Action, Decision, Facts, Refusal, Sight, Write, decide, sight_of
 from agent.restoring import Before, Standing, standing
 from agent.steps import Again, Enrolled, Steps
 from coordinator.errors import Fenced, LeaseGone, MdevnsError, Moved, StoreReadOnly
 from coordinator.model import Unreadable
+from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -162,7 +163,22 @@ class Reconciler:
             return Again.NOT  # `check` tells; nothing is done about what cannot be read
         # Before the look: a maker that ends after it may have made the device in between.
         elsewhere = self._e.makers.may_write(name, claim)
-        look = await self._e.scanner.fresh()
+        try:
+            look = await self._e.scanner.fresh()
+        except OSError:
+            if self._is_unseen_removal(claim) and not elsewhere:
+                return await self._give_up_removal(claim)
+            raise
+        return await self._step_on(name, claim, look, elsewhere)
+
+    async def _step_on(
+        self,
+        name: Name,
+        claim: Claim | None,
+        look: Look,
+        elsewhere: bool,  # noqa: FBT001 - it is handed on as it is
+    ) -> Again | float:
+        """The step that a look asks for which began after the claim was read."""
         if look.scan.boot_id != self._e.boot_id:
             host = f"host {self._e.session.host}"
             raise Fenced(host, "was rebooted under its agent", "it enrols again")
@@ -179,6 +195,18 @@ class Reconciler:
             return await self._steps.recall_absent(name)
         self._steps.forget(name)
         return Again.NOT
+
+    def _is_unseen_removal(self, claim: Claim | None) -> TypeGuard[Claim]:
+        """Whether it is a removal of which nothing is under way, on a bus that is not seen."""
+        if claim is None or claim.state is not ClaimState.REMOVING:
+            return False
+        is_blind = self._e.reporter.bus_trouble is not None
+        return is_blind and claim.name not in self._e.workers.in_flight()
+
+    async def _give_up_removal(self, claim: Claim) -> Again:
+        """Refuse a removal: the claim is active again and keeps its name, device or no device."""
+        text = f"{claim.host}/{claim.parent}: the bus {self._e.reporter.bus_trouble}"
+        return await self._steps.claimed(claim, None, Decision(Action.RESTORE, "EIO", text))
 
     def _reverted(self, name: Name) -> Refusal | None:
         """A removal that was over when the store was set back to before its end."""

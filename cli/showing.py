@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cli.output import View
 from cli.shapes import claim_json, manner
 from coordinator.claims import Hold
+from coordinator.model import ParentValue, decode
 from coordinator.states import ClaimState
 from coordinator.store import Txn, get
 
@@ -32,11 +33,15 @@ _FREED_BY = {
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What holds a name, whether its host's agent is seen, and why the namespace is held."""
+    """What holds a name, whether its host's agent is seen, and why the namespace is held.
+
+    `troubles` are what the agent found wrong with its parent.
+    """
 
     record: Claim | Hold
     alive: bool
     held: str | None = None
+    troubles: tuple[str, ...] = ()
 
 
 async def look(client: Client, record: Claim | Hold) -> Shown:
@@ -44,9 +49,12 @@ async def look(client: Client, record: Claim | Hold) -> Shown:
     if isinstance(record, Hold):
         return Shown(record, alive=True, held=_held(client, await client.views.hold()))
     keys = client.keys
-    asked = Txn(success=(get(keys.session(record.host)), get(keys.hold)))
-    session, hold = (read.first for read in (await client.store.txn(asked)).ranges())
-    return Shown(record, alive=session is not None, held=_held(client, hold))
+    parent = get(keys.parent(record.host, record.parent))
+    asked = Txn(success=(get(keys.session(record.host)), get(keys.hold), parent))
+    session, hold, said = (read.first for read in (await client.store.txn(asked)).ranges())
+    value = None if said is None else decode(said, ParentValue)
+    troubles = value.troubles if isinstance(value, ParentValue) else ()
+    return Shown(record, session is not None, _held(client, hold), troubles)
 
 
 def _held(client: Client, hold: KeyValue | None) -> str | None:
@@ -77,6 +85,8 @@ def _rows(shown: Shown) -> Iterator[tuple[object, object]]:
         yield "maker", f"process {record.maker.pid} of its host; the agent waits for it to end"
     if not shown.alive:
         yield "host", "unreachable: nothing goes on until its agent is back"
+    for trouble in shown.troubles:
+        yield "parent", f"in trouble: {trouble}"
     yield "freed by", _FREED_BY[record.state].format(name=record.name)
 
 

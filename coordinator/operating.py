@@ -50,6 +50,7 @@ class _Act:
     awaited: Callable[..., Awaitable[None]]
     reached: Callable[[Claim | None], bool]
     keeps: bool = False  # whether a claim is left to show
+    creates: bool = False  # whether the kernel is asked for a device
 
     @property
     def frees(self) -> bool:
@@ -154,6 +155,7 @@ async def start(
         await_made,
         lambda now: now is not None and now.state is ClaimState.ACTIVE,
         keeps=True,
+        creates=True,
     )
     return await _Acting(client, act, told).run(names)
 
@@ -198,7 +200,10 @@ class _Acting:
         """Ask the hosts' agents. Returns what was asked for, and what moved under us."""
         asked: list[Claim] = []
         moved: dict[Name, MdevnsError] = {}
-        for claims in self._by_host(await self._client.views.find_all(names)):
+        for found in self._by_host(await self._client.views.find_all(names)):
+            claims = await self._on_usable_parents(found) if self._act.creates else found
+            if not claims:
+                continue
             self._asked |= {claim.name: claim for claim in claims if claim.name not in self._asked}
             for claim, answer in zip(claims, await self._ask(claims), strict=True):
                 if answer.doubted:
@@ -211,6 +216,21 @@ class _Acting:
                 else:
                     self._end(await self._client.result(claim.name, answer, answer.claim))
         return asked, moved
+
+    async def _on_usable_parents(self, claims: list[Claim]) -> list[Claim]:
+        """The claims of one host whose parents take creates now; the others end."""
+        views = await self._client.views.parents([claims[0].host])
+        troubles = {
+            view.parent: "; ".join(view.value.troubles)
+            for view in views
+            if view.alive and not view.usable
+        }
+        for claim in claims:
+            if claim.parent in troubles:
+                why = f"cannot be used now: {troubles[claim.parent]}"
+                what, hint = f"parent {claim.host}/{claim.parent}", "see: mdevns parents -o wide"
+                self._end(Result(claim.name, error=HostDown(what, why, hint, name=claim.name)))
+        return [claim for claim in claims if claim.parent not in troubles]
 
     def _by_host(self, records: dict[Name, Record | None]) -> list[list[Claim]]:
         """The claims to which it can be done, by host; the others end, with the reason."""

@@ -166,17 +166,25 @@ async def test_a_driver_that_hangs_silences_no_other_parent(host: Host) -> None:
 
 
 async def test_a_bus_that_cannot_be_seen_offers_nothing(host: Host) -> None:
-    """Its parents stay known, without room, until it is seen again."""
+    """Its parents stay known, without room, until it is seen again; a remove is refused."""
     async with host.agent():
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
         bus = host.directory / "sys/bus/mdev/devices"
         bus.rename(bus.with_name("gone"))
         await host.wait(lambda: not any(host.reported(p).usable for p in host.parents))
         for parent in host.parents:
             assert [t.available for t in host.reported(parent).types] == [0]
             assert "mdev is not loaded" in host.reported(parent).troubles[0]
+        await host.retire()
+        await host.wait(lambda: host.is_in(ACTIVE))  # refused, and not waited for
+        claim = host.claim()
+        assert claim is not None
+        assert claim.error is not None
+        assert claim.error.errno == "EIO"
         bus.with_name("gone").rename(bus)
         await host.wait(lambda: all(host.reported(p).usable for p in host.parents))
-        assert [t.available for t in host.reported(host.parents[0]).types] == [4]
+        assert [t.available for t in host.reported(host.parents[1]).types] == [4]
 
 
 async def test_a_parent_that_refuses_names_is_counted_until_it_takes_one(host: Host) -> None:

@@ -19,7 +19,7 @@ from coordinator.errors import (
     TryAgain,
 )
 from coordinator.evicting import audit, evict, forget
-from coordinator.model import Claim, Wish
+from coordinator.model import Claim, ParentType, ParentValue, Wish, encode
 from coordinator.operating import start, stop, undefine
 from coordinator.states import ClaimState
 from coordinator.store import Put, Txn
@@ -131,6 +131,20 @@ def test_a_start_that_the_kernel_refuses_says_so_and_keeps_the_name(scene: Scene
     assert started.error is not None
     assert started.error.errno == "ENOSPC"
     assert state(scene) is DEFINED
+
+
+def test_a_start_on_a_parent_that_cannot_be_used_is_refused_at_once(scene: Scene) -> None:
+    """Its agent says that the bus is not seen: exit 16 with the reason, and nothing is asked."""
+    defined(scene)
+    types = (ParentType(type=TYPE, available=0),)
+    value = ParentValue(types=types, usable=False, troubles=("the bus cannot be read",))
+    put = Put(scene.desk.keys.parent(HOST, "p0"), encode(value))
+    scene.desk.core.txn(Txn(success=(put,)))
+    (started,) = scene.run(lambda client: start(client, [NAME]))
+    assert isinstance(started.error, HostDown)
+    assert "the bus cannot be read" in started.error.line
+    assert state(scene) is DEFINED
+    assert scene.hosts[0].begun == []
 
 
 def test_a_transient_name_cannot_be_stopped(scene: Scene) -> None:

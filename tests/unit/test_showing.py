@@ -24,3 +24,20 @@ def test_who_else_makes_a_device_is_told() -> None:
     )
     said = "process 4711 of its host; the agent waits for it to end"
     assert ("maker", said) in list(SHOWN.rows(Shown(claim, alive=True)))
+
+
+def test_what_is_wrong_with_its_parent_is_told() -> None:
+    """Why nothing goes on with a name may be its parent's trouble."""
+    claim = Claim(
+        name=NAME,
+        host=HOST,
+        revision=5,
+        state=ClaimState.DEFINED,
+        parent=PARENT,
+        type=TYPE,
+        request="r",
+        since="t",
+        created="t",
+    )
+    shown = Shown(claim, alive=True, troubles=("the bus cannot be read",))
+    assert ("parent", "in trouble: the bus cannot be read") in list(SHOWN.rows(shown))

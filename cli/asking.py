@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -19,6 +20,7 @@ from coordinator.model import (
     parse_request,
     random_name,
 )
+from coordinator.requests import request_name
 
 if TYPE_CHECKING:
     import random
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from coordinator.model import Name
 
-__all__ = ["Line", "asks", "bounded", "lines_of", "names", "read_lines", "request_id"]
+__all__ = ["Line", "asks", "bounded", "lines_of", "names", "read_lines", "request_id", "unnamed"]
 
 _COUNT = 100_000
 _TTL = 365 * 24 * 3600
@@ -52,7 +54,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             options, **{field: value for field, value in mine.items() if value is not None}
         )
 
-    def ask(self, rng: random.Random) -> Ask:
+    def ask(self, rng: random.Random, *, repeats: bool) -> Ask:
         """The request itself, every value looked at.
 
         Raises:
@@ -70,6 +72,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             attrs=tuple(_attribute(key, value) for key, value in self.attrs or ()),
             persistent=bool(self.persistent or self.autostart),
             autostart=bool(self.autostart),
+            repeats=repeats,
         )
 
 
@@ -92,17 +95,37 @@ def request_id(text: str | None, rng: random.Random) -> str:
     return f"{rng.getrandbits(64):016x}" if text is None else parse_request(text)
 
 
-def names(name: str | None, count: int | None, rng: random.Random) -> list[Name]:
-    """The one that is named, or `count` random ones.
+def names(
+    name: str | None,
+    count: int | None,
+    rng: random.Random,
+    *,
+    cluster: str = "",
+    request: str | None = None,
+) -> list[Name]:
+    """The one that is named, or `count` others: of the request that is given, else random ones.
 
     Raises:
         Usage: both are given.
         InvalidValue: it is not a name, or not a count.
     """
-    if name is not None and count is not None:
-        raise Usage("--count", "makes random names, and one is named", "give one of the two")
-    many = 1 if count is None else bounded(count, "--count", 1, _COUNT)
+    many = len(unnamed(name, count))
+    if name is None and request is not None:
+        id_ = parse_request(request)
+        return [request_name(cluster, id_, index, many) for index in range(many)]
     return [_name(name, rng) for _ in range(many)]
+
+
+def unnamed(name: str | None, count: int | None) -> list[str | None]:
+    """The one that is named, or None for each of `count` others.
+
+    Raises:
+        Usage: both are given.
+        InvalidValue: it is not a count.
+    """
+    if name is not None and count is not None:
+        raise Usage("--count", "chooses the names, and one is named", "give one of the two")
+    return [name] * (1 if count is None else bounded(count, "--count", 1, _COUNT))
 
 
 def bounded(value: int, what: str, low: int = 1, high: int = _TTL) -> int:
@@ -116,26 +139,42 @@ def bounded(value: int, what: str, low: int = 1, high: int = _TTL) -> int:
     return value
 
 
-def asks(options: Line, lines: Iterable[tuple[str, Line]], rng: random.Random) -> list[Ask]:
+def asks(
+    options: Line, lines: Iterable[tuple[str, Line]], rng: random.Random, *, cluster: str
+) -> list[Ask]:
     """A request for each line; `lines` carry where they stand, for errors.
+
+    A line without a name gets the next name of its request, where that has an id, else a random
+    name.
 
     Raises:
         MdevnsError: for the first that is wrong, with where it stands.
     """
     known: dict[Name, str] = {}
-    found = []
+    found: list[Ask] = []
+    nameless: dict[str, list[int]] = {}
+    given = options.request is not None
     # One request for all of them, so that whoever has its id finds them again.
     options = msgspec.structs.replace(options, request=request_id(options.request, rng))
     for where, line in lines:
         try:
-            ask = line.over(options).ask(rng)
+            ask = line.over(options).ask(rng, repeats=given or line.request is not None)
         except (Usage, InvalidValue) as error:
             what = f"{where}: {error.what}" if where else error.what
             raise type(error)(what, error.why, error.hint, name=error.name) from None
         if ask.name in known:
             raise InvalidValue(f"{where}: {ask.name}", f"asked for before, in {known[ask.name]}")
         known[ask.name] = where
+        if line.name is None and ask.repeats:
+            nameless.setdefault(ask.request, []).append(len(found))
         found.append(ask)
+    for request, places in nameless.items():
+        many = bounded(len(places), f"request {request}: a count of", 1, _COUNT)
+        for index, place in enumerate(places):
+            name = request_name(cluster, request, index, many)
+            if name in known:
+                raise InvalidValue(f"{known[name]}: {name}", f"is name {index} of {request}, too")
+            found[place] = replace(found[place], name=name, count=many)
     return found
 
 

@@ -20,15 +20,21 @@ __all__ = ["create", "release", "remove", "renew", "reserve"]
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A UUID.", show_default=False)]
 _SomeName = Annotated[
-    str | None, typer.Argument(metavar="NAME", help="A UUID; a random one when left out.")
+    str | None,
+    typer.Argument(
+        metavar="NAME", help="A UUID; when left out one of the request, or a random one."
+    ),
 ]
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help="A UUID, or more.")]
-_Count = Annotated[int | None, typer.Option(help="So many, under random names.")]
+_Count = Annotated[
+    int | None, typer.Option(help="So many, under names of the request, or random ones.")
+]
 _Ttl = Annotated[int, typer.Option(help="Seconds that the reservation holds, unless renewed.")]
 _Request = Annotated[
     str | None,
     typer.Option(
-        help="An id of this request: the same again is answered as the first was.  "
+        help="An id of this request, which chooses the names that are left out: the same again "
+        "asks for the same names, and is answered as the first was.  "
         "[default: a random one]"
     ),
 ]
@@ -87,9 +93,10 @@ def create(  # noqa: PLR0913 - each is an option of the command
     lines = (
         asking.read_lines(file)
         if file is not None
-        else (("", asking.Line(name=one)) for one in asking.names(name, count, call.rng))
+        else (("", asking.Line(name=one)) for one in asking.unnamed(name, count))
     )
-    asks = asking.asks(options, lines, call.rng)
+    cluster = "" if request is None and file is None else call.settings.cluster
+    asks = asking.asks(options, lines, call.rng, cluster=cluster)
     ttl = asking.bounded(ttl, "--ttl")
 
     async def ask(client: Client, told: Told) -> list[Result]:
@@ -128,12 +135,14 @@ def reserve(
     request: _Request = None,
 ) -> int:
     """Hold a name with no host yet."""
-    names = asking.names(name, count, call.rng)
+    cluster = "" if request is None else call.settings.cluster
+    names = asking.names(name, count, call.rng, cluster=cluster, request=request)
     id_ = asking.request_id(request, call.rng)
     ttl = asking.bounded(ttl, "--ttl")
+    of = len(names) if request is not None and name is None else None
 
     async def ask(client: Client, _: Told) -> list[Result]:
-        return await reserving.reserve(client, names, request=id_, ttl=ttl)
+        return await reserving.reserve(client, names, request=id_, ttl=ttl, count=of)
 
     return answered(call, names, ask, CLAIMS, record, array=count is not None)
 

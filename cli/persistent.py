@@ -28,7 +28,10 @@ _Force = Annotated[
 def define(
     call: Call,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A UUID; a random one when left out.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A UUID; when left out one of the request, or a random one."
+        ),
     ] = None,
     *,
     type_: Annotated[str, typer.Option("--type", help="The type of the device.")],
@@ -42,11 +45,16 @@ def define(
         bool, typer.Option("--autostart", help="Made at each boot of its host.")
     ] = False,
     request: Annotated[
-        str | None, typer.Option(help="An id of this request.  [default: a random one]")
+        str | None,
+        typer.Option(
+            help="An id of this request, which chooses a name that is left out: the same again "
+            "is answered as the first was.  [default: a random one]"
+        ),
     ] = None,
 ) -> int:
     """Take a name for a persistent device, and do not make it yet."""
-    (parsed,) = asking.names(name, None, call.rng)
+    cluster = "" if request is None else call.settings.cluster
+    (parsed,) = asking.names(name, None, call.rng, cluster=cluster, request=request)
     id_ = asking.request_id(request, call.rng)
     wish = Wish(
         host=parse_label(host, "host name"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from coordinator.claims import Hold, answers
 from coordinator.client import Result
 from coordinator.errors import (
+    AskedOtherwise,
     HostDown,
     LeaseGone,
     MdevnsError,
@@ -25,6 +26,7 @@ from coordinator.errors import (
 )
 from coordinator.model import Claim, Wish
 from coordinator.placement import Candidate, Strategy, place
+from coordinator.requests import check_count
 from coordinator.transactions import Answer
 from coordinator.views import no_such_host
 from coordinator.waiting import await_made
@@ -62,6 +64,10 @@ class Ask:
     attrs: tuple[tuple[str, str], ...] = ()
     persistent: bool = False
     autostart: bool = False
+    repeats: bool = False
+    """Whether the caller chose the request's id, so an earlier run may hold the name."""
+    count: int | None = None
+    """Where the name follows from the request: of how many."""
 
     @property
     def is_placed(self) -> bool:
@@ -71,6 +77,11 @@ class Ask:
     def allows(self, claim: Claim) -> bool:
         """Whether a claim is where it may be."""
         return self.host in (None, claim.host) and self.parent in (None, claim.parent)
+
+    def asks_for(self, claim: Claim) -> bool:
+        """Whether a claim of the same request is what it asks for."""
+        wish = self.at(Candidate(claim.host, claim.parent, 0))
+        return answers(claim, wish) and self.allows(claim)
 
     def at(self, place: Candidate) -> Wish:
         """The wish for it at a place."""
@@ -130,6 +141,8 @@ class _Creation:
 
     async def _run(self, asks: Sequence[Ask], *, wait: bool) -> None:
         hearer, left = self._hearer, asks
+        if any(ask.repeats for ask in asks):
+            left = await self._repeat(asks, wait=wait)
         while left:
             placed = await self._placed(left)
             claimed = await self._claim(placed) if placed else []
@@ -139,6 +152,34 @@ class _Creation:
                 return
             left = await self._await_devices(left, claimed, hearer)
             hearer = None  # it has told of these
+
+    async def _repeat(self, asks: Sequence[Ask], *, wait: bool) -> list[Ask]:
+        """End what an earlier run of the same request began; returns the asks that are left.
+
+        It comes before any place is looked for: the earlier run may have taken the last one, or
+        its host be down since.
+        """
+        client = self._client
+        counts = {(ask.request, ask.count) for ask in asks if ask.count is not None}
+        for request, count in sorted(counts):
+            await check_count(client.store, client.keys, request, count)
+        records = await client.views.find_all([ask.name for ask in asks if ask.repeats])
+        left, standing = [], []
+        for ask in asks:
+            record = records.get(ask.name)
+            if not isinstance(record, Claim) or not _is_of(record, ask):
+                left.append(ask)
+            elif ask.asks_for(record):
+                standing.append(record)
+            else:
+                why = f"asked for {record.name} otherwise: {record.type} on {record.holder}"
+                error = AskedOtherwise(ask.name, ask.request, why, record.holder)
+                self._end(Result(ask.name, error=error))
+        if not wait:
+            for claim in standing:
+                self._end(Result(claim.name, claim))
+            return left
+        return left + await self._await_devices(asks, standing, None)
 
     def _end(self, result: Result) -> None:
         self._done[result.name] = result
@@ -340,6 +381,11 @@ class _Creation:
         self._failing.add(place_)
         refusals.append(error)
         return len(refusals) < _ASK_THE_FAILING
+
+
+def _is_of(claim: Claim, ask: Ask) -> bool:
+    """Whether a claim is of the same request, and not on its way out."""
+    return claim.request == ask.request and claim.state.is_wanted and not claim.adopted
 
 
 def _unseen(ask: Ask, refusal: NameTaken, record: Record | StoreError | None) -> MdevnsError | None:

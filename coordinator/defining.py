@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from coordinator.claims import Hold
 from coordinator.client import Client, Result, in_doubt
 from coordinator.errors import (
+    AskedOtherwise,
     InUse,
     InvalidValue,
     MdevnsError,
@@ -55,18 +56,42 @@ async def define(
     Raises:
         NotFound: the host never enrolled, or reports no such parent or type.
     """
-    if reported:
-        await _check_target(client, wish.host, wish.parent, wish.type)
-    else:
-        await client.views.enrolled(wish.host)
+    try:
+        if reported:
+            await _check_target(client, wish.host, wish.parent, wish.type)
+        else:
+            await client.views.enrolled(wish.host)
+    except NotFound:
+        again = await _repeated(client, name, wish, request)
+        if again is None:
+            raise
+        return again
     (held,) = await reserve(client, [name], request=request, ttl=_TTL)
     if not isinstance(held.record, Hold):
-        return held
+        again = None
+        if isinstance(held.error, NameTaken):
+            again = await _repeated(client, name, wish, request)
+        return again or held
     change = client.claims.define(
         held.record, wish, now=client.clock.now(), by=client.asked_by, boot_id=boot_id
     )
     (answer,) = await client.commit([change], client.claims.known(wish.host))
     return await client.result(name, answer, answer.claim)
+
+
+async def _repeated(client: Client, name: Name, wish: Wish, request: str) -> Result | None:
+    """The answer to a define whose request has defined the name before; None: it has not."""
+    try:
+        claim = await client.views.find(name)
+    except NotAllowed:  # a host may not read the claim of another
+        return None
+    if not isinstance(claim, Claim) or claim.request != request or claim.adopted:
+        return None
+    fields = ("host", "parent", "type", "attrs", "persistent", "autostart")
+    if all(getattr(claim, field) == getattr(wish, field) for field in fields):
+        return Result(name, claim)
+    why = f"asked for {name} otherwise: {claim.type} on {claim.holder}"
+    return Result(name, error=AskedOtherwise(name, request, why, claim.holder))
 
 
 async def _check_target(client: Client, host: str, parent: str, type_: str) -> None:

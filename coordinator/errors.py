@@ -4,6 +4,7 @@
     ├── Refused                 it was answered, and the answer is no
     │   ├── NotFound            ENOENT, ENODEV   3
     │   ├── NameTaken           EEXIST           4
+    │   ├── AskedOtherwise      EEXIST           4   a repeat asks for something else
     │   ├── ExistsOnHost        EEXIST           4   a device that is not ours has it
     │   ├── NotEmpty            EEXIST           4   an import meets names
     │   ├── InUse               EBUSY            5
@@ -36,6 +37,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 __all__ = [
+    "AskedOtherwise",
     "Compacted",
     "ExistsOnHost",
     "Fenced",
@@ -149,6 +151,16 @@ class NameTaken(Refused):
         )
         self.request = request
         """The request that holds it, where the refusal tells."""
+
+
+class AskedOtherwise(Refused):
+    """A request repeats the id of another one, and asks for something else."""
+
+    errno, exit_code = "EEXIST", 4
+
+    def __init__(self, name: str, request: str, why: str, holder: Holder | None = None) -> None:
+        hint = f"repeat it as it was, or use another id; see: mdevns show {name}"
+        super().__init__(f"request {request}", why, hint, name=name, holder=holder)
 
 
 class ExistsOnHost(Refused):

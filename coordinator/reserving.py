@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from coordinator.claims import Hold
 from coordinator.errors import InUse, MdevnsError, Moved, TryAgain
 from coordinator.model import Claim, Unreadable
+from coordinator.requests import check_count
 from coordinator.states import ClaimState
 from coordinator.transactions import Answer
 from coordinator.views import not_found, unreadable
@@ -26,11 +27,19 @@ __all__ = ["release", "renew", "reserve"]
 _ATTEMPTS = 5  # how often a reservation that moved under us is read again before we say so
 
 
-async def reserve(client: Client, names: Sequence[Name], *, request: str, ttl: int) -> list[Result]:
+async def reserve(
+    client: Client, names: Sequence[Name], *, request: str, ttl: int, count: int | None = None
+) -> list[Result]:
     """Hold names for `ttl` seconds, in one commit for 126 of them.
 
-    The same request for the same name again is answered as the first was.
+    The same request for the same name again is answered as the first was. `count`: the names
+    follow from the request, which asks for so many.
+
+    Raises:
+        AskedOtherwise: the same request holds names of another count.
     """
+    if count is not None:
+        await check_count(client.store, client.keys, request, count)
     lease = await client.leases.get(ttl)
     changes = [client.claims.hold(name, request, lease=lease) for name in names]
     answers = await client.commit(changes)

@@ -25,6 +25,7 @@ from coordinator.errors import (
 )
 from coordinator.model import Claim, random_name
 from coordinator.operating import remove
+from coordinator.requests import check_count, request_name
 from coordinator.states import ClaimEvent, ClaimState, transition
 from coordinator.waiting import await_made
 
@@ -112,10 +113,11 @@ class Local:
     async def take(
         self, wish: Wish, *, name: Name | None, request: str | None, by: str, maker: Maker | None
     ) -> Claim:
-        """Claim a name for a device of this host, in one commit; without one, a random name.
+        """Claim a name for a device of this host, in one commit.
 
-        The agent makes the device, or the `maker` does, which then has to say so. The same
-        request again is answered with what stands.
+        Without a name it takes the request's, and without both a random one. The agent makes the
+        device, or the `maker` does, which then has to say so. The same request again is answered
+        with what stands.
 
         Raises:
             NameTaken: somebody has it.
@@ -123,8 +125,10 @@ class Local:
             OutcomeUnknown: it did not answer in time; the same request again tells.
         """
         with_id = request or f"local-{self.parts.rng.getrandbits(64):016x}"
-        chosen = name or random_name(self.parts.rng.getrandbits(128))
+        chosen = name or self._chosen(request)
         enrolment, enrolled = self._in_force()
+        if name is None and request is not None:
+            await check_count(self.parts.store, self.parts.keys, request, 1)
         now = enrolled.clock.now()
         change = enrolled.claims.claim(
             chosen,
@@ -147,6 +151,12 @@ class Local:
         if maker is not None or claim.created != now:  # else it was, when it was claimed
             enrolment.reconciler.poke((chosen,))
         return claim
+
+    def _chosen(self, request: str | None) -> Name:
+        """A name for a request that has none: the request's, or a random one."""
+        if request is not None:
+            return request_name(self.parts.keys.cluster, request, 0, 1)
+        return random_name(self.parts.rng.getrandbits(128))
 
     async def made(self, claim: Claim, seconds: float) -> Claim:
         """Wait for so long until a claim's device is made, and return the claim as it is then.

@@ -108,7 +108,10 @@ class HealthJson(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TakeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device that is asked for; without a `name` a random one is taken.
+    """A device that is asked for.
+
+    Without a `name` the agent takes the one that follows from the `request`, and without both a
+    random one.
 
     `maker` is the pid of a process that makes the device itself, once it has the answer, and
     then says so (`made`); without it the agent does.

@@ -129,6 +129,17 @@ async def test_the_same_request_again_is_answered_with_what_stands(host: Host) -
         assert other.status == 409
 
 
+async def test_a_request_without_a_name_is_repeated_as_one_device(host: Host) -> None:
+    """The name follows from the request's id, so the second answer is the first one."""
+    async with served(host) as agent:
+        wanted = device(host, request="r1")
+        del wanted["name"]
+        first = await agent.ask("POST", "/v1/claims", wanted)
+        again = await agent.ask("POST", "/v1/claims", wanted)
+        assert (again.status, again.body) == (201, first.body)
+        assert host.devices() == {first.body["name"]}
+
+
 async def test_what_the_driver_refuses_is_told_and_leaves_nothing(host: Host) -> None:
     """A full parent is ENOSPC, and the name is free."""
     async with served(host) as agent:

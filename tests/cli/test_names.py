@@ -62,6 +62,26 @@ def test_random_names_are_uuids_of_version_4(pair: Pair) -> None:
     assert cli.ok("remove", *names).names == names
 
 
+def test_a_request_chooses_the_same_names_again(pair: Pair, tmp_path: Path) -> None:
+    """A repeat under one id creates and holds nothing more; another count is exit 4."""
+    cli, gpu01, gpu02 = pair
+    path = tmp_path / "requests"
+    path.write_text("{}\n{}\n")
+    create = ("create", "--type", TYPE, "--request", "again")
+    names = cli.ok(*create, "--count", "2", "-o", "name").names
+    assert cli.ok(*create, "--from", str(path), "-o", "name").names == names
+    assert set(names) == gpu01.devices() | gpu02.devices()
+    refused = cli.run(*create)
+    assert refused.code == 4
+    assert "asked for 2 names, not 1" in one_line(refused, "EEXIST")
+    cli.ok("remove", *names)
+    reserve = ("reserve", "--count", "2", "--request", "held", "-o", "name")
+    assert cli.ok(*reserve).names == cli.ok(*reserve).names
+    assert len(cli.ok("list", "-o", "name").names) == 2
+    for name in cli.ok(*reserve).names:
+        cli.ok("release", name)
+
+
 def test_pack_fills_one_parent(pair: Pair) -> None:
     """With --place pack the devices go to one parent as long as it has room."""
     cli = pair[0]

@@ -12,7 +12,7 @@ from cli.options import Format
 from cli.output import View
 from coordinator import evicting
 from coordinator.evicting import Evicted
-from coordinator.model import AuditValue, parse_label
+from coordinator.model import AuditValue, Unreadable, parse_label
 
 __all__ = ["audit", "evict"]
 
@@ -73,15 +73,17 @@ def _told(host: str, evicted: Evicted) -> str:
     return f"{host} is evicted: {freed} names freed, {defined} persistent ones defined\n"
 
 
-_AUDIT: View[AuditValue] = View(
+def _act(act: AuditValue | Unreadable) -> dict[str, str | None]:
+    """What a record says; of one that cannot be read, why, under the key that it has."""
+    if isinstance(act, Unreadable):
+        why = f"{act.key}: {act.why}"
+        return {"at": None, "what": "unreadable", "host": None, "who": None, "why": why}
+    return {"at": act.at, "what": act.what, "host": act.host, "who": act.who, "why": act.why}
+
+
+_AUDIT: View[AuditValue | Unreadable] = View(
     columns=("AT", "WHAT", "HOST", "WHO", "WHY"),
-    rows=lambda act: [(act.at, act.what, act.host, act.who, act.why)],
-    json=lambda act: {
-        "at": act.at,
-        "what": act.what,
-        "host": act.host,
-        "who": act.who,
-        "why": act.why,
-    },
-    name=lambda act: act.host or "-",
+    rows=lambda act: [tuple(_act(act).values())],
+    json=_act,
+    name=lambda act: _act(act)["host"] or "-",
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coordinator.keys import last_part
 from coordinator.model import (
     Claim,
     FindingKind,
@@ -14,11 +13,12 @@ from coordinator.model import (
     NameValue,
     ParentValue,
     RestoreValue,
-    SessionValue,
     Unreadable,
     decode,
+    is_name,
     read_claim,
 )
+from coordinator.records import UNKNOWN, damage
 from coordinator.states import ClaimState
 from coordinator.store import Range, pages, prefix
 
@@ -54,12 +54,6 @@ class Report:
     def ok(self) -> bool:
         """No fault was found."""
         return not any(finding.fault for finding in self.findings)
-
-
-_KINDS: dict[str, type[SessionValue | ParentValue]] = {
-    "session": SessionValue,
-    "parents": ParentValue,
-}
 
 
 @dataclass(slots=True)
@@ -106,9 +100,10 @@ class _Offers:
 
 
 async def check(store: Store, keys: Keys) -> Report:
-    """Whether names, claims and what agents found agree, all at one revision.
+    """Whether names, claims and what agents found agree, and each record can be read.
 
-    Holds an entry for each name in memory.
+    All at one revision, and every key under the cluster's prefix. Holds an entry for each name
+    in memory.
     """
     report = Report()
     names: dict[str, KeyValue] = {}
@@ -116,7 +111,7 @@ async def check(store: Store, keys: Keys) -> Report:
     revision = 0
     async for page in pages(store, prefix(keys.names)):
         revision = page.revision
-        names |= {last_part(kv.key): kv for kv in page.kvs}
+        names |= {kv.key.removeprefix(keys.names): kv for kv in page.kvs}
     report.names = len(names)
     offers = _Offers()
     whole = prefix(keys.hosts)
@@ -126,9 +121,29 @@ async def check(store: Store, keys: Keys) -> Report:
                 claimed.add(name)
     report.findings += offers.findings()
     report.findings += _hold(await store.range(Range(keys.hold, revision=revision)))
-    unclaimed = (_unclaimed(name, kv) for name, kv in names.items() if name not in claimed)
+    report.findings += await _elsewhere(store, keys, revision)
+    unclaimed = (_unclaimed(keys, name, kv) for name, kv in names.items() if name not in claimed)
     report.findings += [finding for finding in unclaimed if finding is not None]
     return report
+
+
+async def _elsewhere(store: Store, keys: Keys, revision: int) -> list[Finding]:
+    """The records that are neither names nor a host's and cannot be read, or that nobody knows."""
+    whole, hosts, names = (prefix(key) for key in (keys.root, keys.hosts, keys.names))
+    found: list[Finding] = []
+    for start, end in ((whole.key, hosts.key), (hosts.end, names.key), (names.end, whole.end)):
+        async for page in pages(store, Range(start, end, revision=revision)):
+            found += [one for kv in page.kvs if (one := _damage(keys, kv)) is not None]
+    return found
+
+
+def _damage(keys: Keys, kv: KeyValue, name: str | None = None) -> Finding | None:
+    """The fault of a record that cannot be read as what its key says that it is."""
+    record = damage(keys, kv)
+    if record is None:
+        return None
+    kind = "unknown-key" if record.why == UNKNOWN else "unreadable"
+    return Finding(kind, name, keys.host_of(kv.key), f"{kv.key}: {record.why}")
 
 
 def _check_key(
@@ -137,7 +152,7 @@ def _check_key(
     """Look at one record of a host; returns the name that it is the claim of, if it is one."""
     host, _, rest = kv.key.removeprefix(keys.hosts).partition("/")
     kind, _, last = rest.partition("/")
-    if kind == "claims":
+    if kind == "claims" and last and "/" not in last:
         report.claims += 1
         findings = _check_claim(host, last, kv, names.get(last))
         report.findings += findings
@@ -145,13 +160,16 @@ def _check_key(
         if isinstance(claim, Claim) and claim.state is ClaimState.DEFINED:
             offers.defined.append(claim)
         return None if any(f.kind == "claim-without-name" for f in findings) else last
-    if kind == "findings":
+    damaged = _damage(keys, kv, last if kind == "findings" else None)
+    if damaged is not None:
+        report.findings.append(damaged)
+        if kind == "parents":
+            offers.unknown.add((host, last))  # what it offers is not known
+    elif kind == "findings":
         report.findings.append(_agents_finding(host, last, kv))
-    elif kind in _KINDS:
-        value = decode(kv, _KINDS[kind])
-        if isinstance(value, Unreadable):
-            report.findings.append(Finding("unreadable", None, host, f"{kv.key}: {value.why}"))
-        elif isinstance(value, ParentValue):
+    elif kind == "parents":
+        value = decode(kv, ParentValue)
+        if isinstance(value, ParentValue):
             report.findings += offers.add(host, last, value)
     return None
 
@@ -172,6 +190,8 @@ def _check_claim(host: str, name: str, kv: KeyValue, name_kv: KeyValue | None) -
     if (name_kv.mod_revision, name_kv.lease) != (kv.mod_revision, kv.lease):
         detail = "name and claim were written at different revisions or hang on different leases"
         findings.append(Finding("split", name, host, detail))
+    elif claim.state is ClaimState.RESERVED and not claim.lease:
+        findings.append(_lasting(name, host))
     if claim.adopted:
         findings.append(
             Finding("adopted", name, host, f"{claim.state} on {claim.parent}", fault=False)
@@ -200,13 +220,24 @@ def _hold(read: RangeResult) -> list[Finding]:
     return [Finding("hold", None, None, detail)]
 
 
-def _unclaimed(name: str, kv: KeyValue) -> Finding | None:
+def _lasting(name: str, host: str | None) -> Finding:
+    """The fault of a reservation that never lapses: only a lease ends one that nobody takes."""
+    detail = "a reservation without a lease, which never lapses: mdevns release it"
+    return Finding("no-lease", name, host, detail)
+
+
+def _unclaimed(keys: Keys, name: str, kv: KeyValue) -> Finding | None:
     """The fault of a name for which no claim was met, if it is one."""
+    damaged = _damage(keys, kv, name)
+    if damaged is not None:
+        return damaged
+    if not is_name(name):
+        return Finding("unreadable", name, None, f"{kv.key}: the key does not end in a name")
     value = decode(kv, NameValue)
     if isinstance(value, Unreadable):
         return Finding("unreadable", name, None, f"{kv.key}: {value.why}")
-    if value.host is None:
-        return None  # a reservation without a host is a name alone
+    if value.host is None:  # a reservation without a host is a name alone
+        return None if kv.lease else _lasting(name, None)
     return Finding("name-without-claim", name, value.host, f"request {value.request}")
 
 

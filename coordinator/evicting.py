@@ -179,13 +179,15 @@ async def evicted_epoch(client: Client, host: str) -> str | None:
     return epoch if epoch.startswith("evict-") else None
 
 
-async def audit(client: Client) -> list[AuditValue]:
-    """The forced acts, in the order in which they were done, whatever their clocks said."""
+async def audit(client: Client) -> list[AuditValue | Unreadable]:
+    """The forced acts, in the order in which they were done, whatever their clocks said.
+
+    A record that cannot be read is there as such.
+    """
     kvs: list[KeyValue] = []
     async for page in pages(client.store, prefix(client.keys.audits)):
         kvs += page.kvs
-    values = (decode(kv, AuditValue) for kv in sorted(kvs, key=lambda kv: kv.create_revision))
-    return [value for value in values if isinstance(value, AuditValue)]
+    return [decode(kv, AuditValue) for kv in sorted(kvs, key=lambda kv: kv.create_revision)]
 
 
 async def _take_epoch(client: Client, host: str, instance: str, record: Put) -> None:

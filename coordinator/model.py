@@ -49,6 +49,7 @@ __all__ = [
     "Wish",
     "decode",
     "encode",
+    "is_name",
     "parse_attribute",
     "parse_label",
     "parse_name",
@@ -86,6 +87,11 @@ def parse_name(text: str) -> Name:
     if folded == NIL:
         raise InvalidValue(text, "the nil UUID is not a name", "choose another one", name=text)
     return Name(folded)
+
+
+def is_name(text: str) -> bool:
+    """Whether it is a name as it stands in a key."""
+    return _UUID.fullmatch(text) is not None and text != NIL
 
 
 def random_name(bits: int) -> Name:

@@ -415,13 +415,16 @@ def reads_of(keys: Keys, host: str) -> tuple[Range, Range, Range]:
 
 
 def parent_views(host: str, *, alive: bool, kvs: Iterable[KeyValue]) -> list[ParentView]:
-    """What the records of a host's parents say; those that cannot be read are left out."""
-    values = ((last_part(kv.key), decode(kv, ParentValue)) for kv in kvs)
-    return [
-        ParentView(host, parent, alive, value)
-        for parent, value in values
-        if isinstance(value, ParentValue)
-    ]
+    """What the records of a host's parents say; one that cannot be read takes no creates."""
+    return [ParentView(host, last_part(kv.key), alive, _parent(kv)) for kv in kvs]
+
+
+def _parent(kv: KeyValue) -> ParentValue:
+    value = decode(kv, ParentValue)
+    if isinstance(value, Unreadable):
+        trouble = f"its record cannot be read: {value.why}"
+        return ParentValue(types=(), usable=False, troubles=(trouble,))
+    return value
 
 
 def no_such_host(host: str) -> NotFound:

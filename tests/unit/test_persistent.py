@@ -19,7 +19,7 @@ from coordinator.errors import (
     TryAgain,
 )
 from coordinator.evicting import audit, evict, forget
-from coordinator.model import Claim, ParentType, ParentValue, Wish, encode
+from coordinator.model import AuditValue, Claim, ParentType, ParentValue, Wish, encode
 from coordinator.operating import start, stop, undefine
 from coordinator.states import ClaimState
 from coordinator.store import Put, Txn
@@ -312,6 +312,7 @@ def test_a_forced_act_is_on_record_and_done_once(scene: Scene) -> None:
 
     async def acts(client: Client) -> list[Result]:
         (act,) = await audit(client)
+        assert isinstance(act, AuditValue)
         assert (act.who, act.what, act.host, act.why) == ("me", "evict", HOST, "it burnt")
         return []
 

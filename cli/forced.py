@@ -12,12 +12,13 @@ from cli.options import Format
 from cli.output import View
 from coordinator import evicting
 from coordinator.evicting import Evicted
+from coordinator.keys import last_part
 from coordinator.model import AuditValue, Unreadable, parse_label
 
 __all__ = ["audit", "evict"]
 
 _Host = Annotated[str, typer.Argument(metavar="HOST", help="The host.", show_default=False)]
-_UNREADABLE = 20
+_INCOMPLETE = 20
 
 
 @command
@@ -39,7 +40,8 @@ def evict(
     """Give a fenced, unreachable host's names back.
 
     Transient names are free afterwards, persistent ones are defined and can be moved. If the
-    host is not fenced, its devices live on, and their names can be taken a second time.
+    host is not fenced, its devices live on, and their names can be taken a second time. Exits
+    with 20 when a damaged record, or a name and claim that disagree, had to be left.
     """
     if not confirm_fenced:
         raise Usage(
@@ -52,14 +54,24 @@ def evict(
         lambda client: evicting.evict(client, wanted, reason=reason, definitions=definitions)
     )
     if call.out.is_object:
-        call.out.answer({"host": wanted, "freed": evicted.freed, "defined": evicted.defined})
+        call.out.answer(
+            {
+                "host": wanted,
+                "freed": evicted.freed,
+                "defined": evicted.defined,
+                "left": [*(last_part(record.key) for record in evicted.unreadable), *evicted.left],
+            }
+        )
     elif call.out.form is Format.NAME:
         call.out.write("".join(f"{name}\n" for name in (*evicted.freed, *evicted.defined)))
     else:
         call.out.write(_told(wanted, evicted))
     for record in evicted.unreadable:
         call.out.warn(f"{record.key}: cannot be read, and was left; see: mdevns check")
-    return _UNREADABLE if evicted.unreadable else 0
+    for name in evicted.left:
+        why = "its name and claim disagree or keep changing, and it was left"
+        call.out.warn(f"{name}: {why}; see: mdevns check")
+    return 0 if evicted.complete else _INCOMPLETE
 
 
 @command

@@ -62,11 +62,21 @@ _ROUNDS = 10  # how often what moved or came meanwhile is looked for again
 
 @dataclass(slots=True)
 class Evicted:
-    """What became of an evicted host's names, and what could not be read."""
+    """What became of an evicted host's names.
+
+    `unreadable` could not be read; of those `left` the claim never stood as it was read, as
+    where name and claim disagree.
+    """
 
     freed: list[Name] = field(default_factory=list)
     defined: list[Name] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
+    left: list[Name] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of the host was left."""
+        return not self.unreadable and not self.left
 
 
 async def evict(client: Client, host: str, *, reason: str, definitions: bool) -> Evicted:
@@ -75,7 +85,8 @@ async def evict(client: Client, host: str, *, reason: str, definitions: bool) ->
     The first transaction compares that the host has no session and writes, with the record
     for the audit, a new epoch; every later one compares that epoch. So an agent that comes
     back meanwhile ends the evict, and one that was only paused can do nothing any more. With
-    `definitions` persistent names are given up too.
+    `definitions` persistent names are given up too. A record that cannot be read, or whose name
+    and claim disagree, stops no other.
 
     Raises:
         NotFound: it never enrolled, and has no claim either.
@@ -89,20 +100,22 @@ async def evict(client: Client, host: str, *, reason: str, definitions: bool) ->
     for _ in range(_ROUNDS):
         guards = (await _permitted(client), guard)
         claims, evicted.unreadable = await claims_of(client, host)
-        left = [claim for claim in claims if definitions or claim.name not in evicted.defined]
-        if not left:
-            return evicted
+        todo = [claim for claim in claims if definitions or claim.name not in evicted.defined]
+        evicted.left = []
+        if not todo:
+            break
         now = client.clock.now()
-        changes = [client.claims.evict(c, definitions=definitions, now=now) for c in left]
-        for claim, answer in zip(left, await client.commit_under(guards, changes), strict=True):
+        changes = [client.claims.evict(c, definitions=definitions, now=now) for c in todo]
+        for claim, answer in zip(todo, await client.commit_under(guards, changes), strict=True):
             if isinstance(answer.error, Moved):
-                continue  # looked at again in the next round
+                evicted.left.append(claim.name)  # looked at again in the next round
+                continue
             if answer.error is not None:
                 raise await client.explained(claim.name, answer.error)
             made = answer.claim
             kept = made is not None and made.state is ClaimState.DEFINED
             (evicted.defined if kept else evicted.freed).append(claim.name)
-    raise InUse(f"host {host}", "its names keep changing", "look who asks for them: mdevns list")
+    return evicted
 
 
 async def forget(client: Client, host: str, *, reason: str) -> None:

@@ -19,10 +19,10 @@ from coordinator.errors import (
     TryAgain,
 )
 from coordinator.evicting import audit, evict, forget
-from coordinator.model import AuditValue, Claim, ParentType, ParentValue, Wish, encode
+from coordinator.model import AuditValue, Claim, NameValue, ParentType, ParentValue, Wish, encode
 from coordinator.operating import start, stop, undefine
 from coordinator.states import ClaimState
-from coordinator.store import Put, Txn
+from coordinator.store import Delete, Put, Txn
 from coordinator.transactions import transaction
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name
 from tests.support.faulty import Fate, FaultyStore
@@ -245,6 +245,34 @@ def test_an_evicted_hosts_transient_names_are_free_and_persistent_ones_movable(
     assert moved.error is None
     (again,) = scene.create(ask(1, host=OTHER))
     assert again.error is None
+
+
+@pytest.mark.parametrize("how", ["split", "nameless", "unreadable"])
+def test_no_single_record_stops_an_evict(scene: Scene, how: str) -> None:
+    """What cannot be freed is named, and all the rest is free."""
+    scene.create(ask(1, host=HOST), ask(2, host=HOST))
+    gone(scene)
+    keys, core = scene.desk.keys, scene.desk.core
+    oddities: dict[str, Put | Delete] = {
+        "split": Put(keys.name(name(1)), encode(NameValue(host=HOST, request="r"))),
+        "nameless": Delete(keys.name(name(1))),
+        "unreadable": Put(keys.claim(HOST, name(1)), b"{"),
+    }
+    core.txn(Txn(success=(oddities[how],)))
+
+    async def work(client: Client) -> list[Result]:
+        done = await evict(client, HOST, reason="it burnt", definitions=False)
+        assert done.freed == [name(2)]
+        unreadable = [record.key for record in done.unreadable]
+        if how == "unreadable":
+            assert (unreadable, done.left) == ([keys.claim(HOST, name(1))], [])
+        else:
+            assert (unreadable, done.left) == ([], [name(1)])
+        assert not done.complete
+        return []
+
+    scene.run(work)
+    assert scene.desk.records(name(2)) == (None, None)
 
 
 def test_definitions_are_given_up_only_when_asked_for(scene: Scene) -> None:

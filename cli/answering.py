@@ -32,9 +32,9 @@ def record(result: Result) -> Claim | Hold | None:
     return result.record
 
 
-def freed(result: Result) -> Name | None:
-    """The name, when it is free after it."""
-    return None if result.error else result.name
+def freed(result: Result) -> Result | None:
+    """The result itself, when the name is free after it."""
+    return None if result.error else result
 
 
 def answered(

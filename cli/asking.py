@@ -20,7 +20,7 @@ from coordinator.model import (
     parse_request,
     random_name,
 )
-from coordinator.requests import request_name
+from coordinator.requests import Only, request_name
 
 if TYPE_CHECKING:
     import random
@@ -29,7 +29,17 @@ if TYPE_CHECKING:
 
     from coordinator.model import Name
 
-__all__ = ["Line", "asks", "bounded", "lines_of", "names", "read_lines", "request_id", "unnamed"]
+__all__ = [
+    "Line",
+    "asks",
+    "bounded",
+    "lines_of",
+    "names",
+    "only",
+    "read_lines",
+    "request_id",
+    "unnamed",
+]
 
 _COUNT = 100_000
 _TTL = 365 * 24 * 3600
@@ -84,6 +94,21 @@ def _attribute(key: str, value: str) -> tuple[str, str]:
     if "=" in key:
         raise InvalidValue(key, "not an attribute", "write it as [NAME, VALUE]")
     return parse_attribute(f"{key}={value}")
+
+
+def only(request: str | None, revision: int | None, names: int = 1) -> Only:
+    """What an act is limited to, of its options.
+
+    Raises:
+        Usage: a revision, and several names.
+        InvalidValue: no request id, or no revision.
+    """
+    if revision is not None and names > 1:
+        raise Usage("--revision", "is that of one name, and several are named", "give one NAME")
+    return Only(
+        request=None if request is None else parse_request(request),
+        revision=None if revision is None else bounded(revision, "--revision", 1, (1 << 63) - 1),
+    )
 
 
 def request_id(text: str | None, rng: random.Random) -> str:

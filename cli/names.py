@@ -40,6 +40,16 @@ _Request = Annotated[
 ]
 
 
+_OnlyRequest = Annotated[
+    str | None,
+    typer.Option(help="Only what this request holds.", show_default=False),
+]
+_OnlyRevision = Annotated[
+    int | None,
+    typer.Option(help="Only this revision, as `show` has it.", show_default=False),
+]
+
+
 @command
 def create(  # noqa: PLR0913 - each is an option of the command
     call: Call,
@@ -115,12 +125,15 @@ def remove(
         bool,
         typer.Option("--force", help="Wait, in the kernel, for whoever has the device open."),
     ] = False,
+    request: _OnlyRequest = None,
+    revision: _OnlyRevision = None,
 ) -> int:
     """Remove devices, and free their names."""
     parsed = list(dict.fromkeys(map(parse_name, names)))
+    only = asking.only(request, revision, len(parsed))
 
     async def ask(client: Client, told: Told) -> list[Result]:
-        return await operating.remove(client, parsed, force=force, told=told)
+        return await operating.remove(client, parsed, force=force, only=only, told=told)
 
     return answered(call, parsed, ask, FREED, freed, array=True)
 
@@ -148,22 +161,32 @@ def reserve(
 
 
 @command
-def renew(call: Call, name: _Name, *, ttl: _Ttl = 60) -> int:
+def renew(
+    call: Call,
+    name: _Name,
+    *,
+    ttl: _Ttl = 60,
+    request: _OnlyRequest = None,
+    revision: _OnlyRevision = None,
+) -> int:
     """Hold a reservation for longer."""
+    only = asking.only(request, revision)
     parsed, ttl = parse_name(name), asking.bounded(ttl, "--ttl")
 
     async def ask(client: Client, _: Told) -> list[Result]:
-        return [await reserving.renew(client, parsed, ttl=ttl)]
+        return [await reserving.renew(client, parsed, ttl=ttl, only=only)]
 
     return answered(call, [parsed], ask, CLAIMS, record, array=False)
 
 
 @command
-def release(call: Call, name: _Name) -> int:
+def release(
+    call: Call, name: _Name, *, request: _OnlyRequest = None, revision: _OnlyRevision = None
+) -> int:
     """Give a reservation back."""
-    parsed = parse_name(name)
+    parsed, only = parse_name(name), asking.only(request, revision)
 
     async def ask(client: Client, _: Told) -> list[Result]:
-        return [await reserving.release(client, parsed)]
+        return [await reserving.release(client, parsed, only=only)]
 
     return answered(call, [parsed], ask, FREED, freed, array=False)

@@ -23,6 +23,15 @@ _Force = Annotated[
     typer.Option("--force", help="Wait, in the kernel, for whoever has the device open."),
 ]
 
+_OnlyRequest = Annotated[
+    str | None,
+    typer.Option(help="Only what this request holds.", show_default=False),
+]
+_OnlyRevision = Annotated[
+    int | None,
+    typer.Option(help="Only this revision, as `show` has it.", show_default=False),
+]
+
 
 @command
 def define(
@@ -72,34 +81,47 @@ def define(
 
 
 @command
-def undefine(call: Call, name: _Name) -> int:
+def undefine(
+    call: Call, name: _Name, *, request: _OnlyRequest = None, revision: _OnlyRevision = None
+) -> int:
     """Give a persistent name up that has no device."""
-    parsed = parse_name(name)
+    parsed, only = parse_name(name), asking.only(request, revision)
 
     async def ask(client: Client, _: Told) -> list[Result]:
-        return [await operating.undefine(client, parsed)]
+        return [await operating.undefine(client, parsed, only=only)]
 
     return answered(call, [parsed], ask, FREED, freed, array=False)
 
 
 @command
-def start(call: Call, names: _Names) -> int:
+def start(
+    call: Call, names: _Names, *, request: _OnlyRequest = None, revision: _OnlyRevision = None
+) -> int:
     """Have the devices of defined names made."""
     parsed = list(dict.fromkeys(map(parse_name, names)))
+    only = asking.only(request, revision, len(parsed))
 
     async def ask(client: Client, told: Told) -> list[Result]:
-        return await operating.start(client, parsed, told=told)
+        return await operating.start(client, parsed, only=only, told=told)
 
     return answered(call, parsed, ask, CLAIMS, record, array=True)
 
 
 @command
-def stop(call: Call, names: _Names, *, force: _Force = False) -> int:
+def stop(
+    call: Call,
+    names: _Names,
+    *,
+    force: _Force = False,
+    request: _OnlyRequest = None,
+    revision: _OnlyRevision = None,
+) -> int:
     """Remove the devices of persistent names, which stay defined."""
     parsed = list(dict.fromkeys(map(parse_name, names)))
+    only = asking.only(request, revision, len(parsed))
 
     async def ask(client: Client, told: Told) -> list[Result]:
-        return await operating.stop(client, parsed, force=force, told=told)
+        return await operating.stop(client, parsed, force=force, only=only, told=told)
 
     return answered(call, parsed, ask, CLAIMS, record, array=True)
 
@@ -110,14 +132,16 @@ def move(
     name: _Name,
     *,
     to: Annotated[str, typer.Option(metavar="HOST[/PARENT]", help="Where it shall live.")],
+    request: _OnlyRequest = None,
+    revision: _OnlyRevision = None,
 ) -> int:
     """Give a name without a device to another host."""
-    parsed = parse_name(name)
+    parsed, only = parse_name(name), asking.only(request, revision)
     host, slash, parent = to.partition("/")
     host = parse_label(host, "host name")
     wanted = parse_label(parent, "parent") if slash else None
 
     async def ask(client: Client, _: Told) -> list[Result]:
-        return [await defining.move(client, parsed, host, wanted)]
+        return [await defining.move(client, parsed, host, wanted, only=only)]
 
     return answered(call, [parsed], ask, CLAIMS, record, array=False)

@@ -10,7 +10,7 @@ from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
     from coordinator.claims import Hold
-    from coordinator.model import Name
+    from coordinator.client import Result
 
 __all__ = ["CLAIMS", "FREED", "claim_json", "claim_row", "manner"]
 
@@ -74,9 +74,24 @@ CLAIMS: View[Claim | Hold] = View(
     wide=("SINCE", "REQUEST", "ASKED BY", "KEPT", "ATTRIBUTES", "ERROR"),
 )
 
-FREED: View[Name] = View(
+
+def _freed_json(result: Result) -> dict[str, Any]:
+    """A name that is free, and what had it: as it was read before it was asked to go."""
+    was = result.was
+    claim = was if isinstance(was, Claim) else None
+    return {
+        "name": result.name,
+        "state": None,
+        "host": claim and claim.host,
+        "parent": claim and claim.parent,
+        "request": was and was.request,
+        "revision": was and was.revision,
+    }
+
+
+FREED: View[Result] = View(
     columns=(),
-    rows=lambda name: [(name,)],
-    json=lambda name: {"name": name, "state": None},
-    name=str,
+    rows=lambda result: [(result.name,)],
+    json=_freed_json,
+    name=lambda result: result.name,
 )

@@ -44,6 +44,8 @@ class Result(msgspec.Struct, frozen=True):
     name: Name
     record: Claim | Hold | None = None
     error: MdevnsError | None = None
+    was: Claim | Hold | None = None
+    """What was asked about, as it was read before it was removed."""
 
 
 class Client:

@@ -20,6 +20,7 @@ from coordinator.errors import (
 )
 from coordinator.model import Claim, Name, SessionValue, Unreadable, Wish, decode
 from coordinator.placement import Candidate, Strategy, place
+from coordinator.requests import ANY, Only, is_anothers
 from coordinator.reserving import reserve
 from coordinator.states import ClaimState
 from coordinator.store import get
@@ -180,7 +181,9 @@ def _not_ours(name: Name, record: Record, wish: Wish) -> MdevnsError | None:
     return TryAgain(name, why, f"see: mdevns show {name}", name=name, holder=record.holder)
 
 
-async def move(client: Client, name: Name, host: str, parent: str | None) -> Result:
+async def move(
+    client: Client, name: Name, host: str, parent: str | None, *, only: Only = ANY
+) -> Result:
     """Give a name without a device to another host, in one commit: it is never free.
 
     Without a parent the host's parent of the same name is taken where it offers the type,
@@ -191,8 +194,16 @@ async def move(client: Client, name: Name, host: str, parent: str | None) -> Res
     """
     await client.views.enrolled(host)
     result, doubted = Result(name), False
+    seen: Claim | Hold | None = None
     for _ in range(_ATTEMPTS):
         record = await client.views.find(name)
+        if isinstance(record, Claim | Hold):
+            if seen is not None and is_anothers(seen, record):
+                return _refused(name, Moved(name, record.holder), doubted=doubted)
+            unasked = only.refusal(record)
+            if unasked is not None:
+                return _refused(name, unasked, doubted=doubted)
+            seen = seen or record
         error = _not_movable(name, record)
         if error is not None or not isinstance(record, Claim):
             return _refused(name, error, doubted=doubted)

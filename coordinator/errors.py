@@ -5,6 +5,7 @@
     │   ├── NotFound            ENOENT, ENODEV   3
     │   ├── NameTaken           EEXIST           4
     │   ├── AskedOtherwise      EEXIST           4   a repeat asks for something else
+    │   ├── HeldByAnother       EEXIST           4   not what the caller may act on
     │   ├── ExistsOnHost        EEXIST           4   a device that is not ours has it
     │   ├── NotEmpty            EEXIST           4   an import meets names
     │   ├── InUse               EBUSY            5
@@ -41,6 +42,7 @@ __all__ = [
     "Compacted",
     "ExistsOnHost",
     "Fenced",
+    "HeldByAnother",
     "Holder",
     "HostDown",
     "InUse",
@@ -161,6 +163,16 @@ class AskedOtherwise(Refused):
     def __init__(self, name: str, request: str, why: str, holder: Holder | None = None) -> None:
         hint = f"repeat it as it was, or use another id; see: mdevns show {name}"
         super().__init__(f"request {request}", why, hint, name=name, holder=holder)
+
+
+class HeldByAnother(Refused):
+    """What holds the name is not what the caller named by request or revision."""
+
+    errno, exit_code = "EEXIST", 4
+
+    def __init__(self, name: str, holder: Holder, request: str, revision: int) -> None:
+        why = f"nothing was done; held by {holder}, request {request}, revision {revision}"
+        super().__init__(name, why, f"see: mdevns show {name}", name=name, holder=holder)
 
 
 class ExistsOnHost(Refused):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from coordinator.client import Result, in_doubt
 from coordinator.errors import (
     HostDown,
@@ -20,6 +22,7 @@ from coordinator.errors import (
 )
 from coordinator.evicting import evicted_epoch
 from coordinator.model import AfterRemoval, Claim, Removal, Unreadable
+from coordinator.requests import ANY, Only, is_anothers
 from coordinator.states import ClaimState
 from coordinator.views import not_found, unreadable
 from coordinator.waiting import await_gone, await_made
@@ -63,12 +66,14 @@ async def remove(
     names: Sequence[Name],
     *,
     force: bool = False,
+    only: Only = ANY,
     told: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
     """Remove devices and their claims; returns when they are gone or it is known why not.
 
-    With `force` the host waits in the kernel for whoever has a device open. `told` is called
-    for each name as it ends; the results are in the order of `names`.
+    With `force` the host waits in the kernel for whoever has a device open. What `only` does not
+    allow stays as it is, also when it takes the name meanwhile. `told` is called for each name
+    as it ends; the results are in the order of `names`.
     """
     removal = Removal(AfterRemoval.FREE, force)
     act = _Act(
@@ -77,7 +82,7 @@ async def remove(
         await_gone,
         lambda now: now is None,
     )
-    return await _Acting(client, act, told).run(names)
+    return await _Acting(client, act, only, told).run(names)
 
 
 async def stop(
@@ -85,6 +90,7 @@ async def stop(
     names: Sequence[Name],
     *,
     force: bool = False,
+    only: Only = ANY,
     told: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
     """Remove the devices of persistent names, which stay defined. See `remove`."""
@@ -104,10 +110,10 @@ async def stop(
         lambda now: now is not None and now.state is ClaimState.DEFINED,
         keeps=True,
     )
-    return await _Acting(client, act, told).run(names)
+    return await _Acting(client, act, only, told).run(names)
 
 
-async def undefine(client: Client, name: Name) -> Result:
+async def undefine(client: Client, name: Name, *, only: Only = ANY) -> Result:
     """Give a persistent name up that has no device; it is free afterwards."""
 
     def refused(claim: Claim) -> MdevnsError | None:
@@ -127,7 +133,7 @@ async def undefine(client: Client, name: Name) -> Result:
         await_gone,
         lambda now: now is None,
     )
-    (result,) = await _Acting(client, act, lambda _: None).run([name])
+    (result,) = await _Acting(client, act, only, lambda _: None).run([name])
     return result
 
 
@@ -135,6 +141,7 @@ async def start(
     client: Client,
     names: Sequence[Name],
     *,
+    only: Only = ANY,
     told: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
     """Have the devices of defined names made; returns when they are, or it is known why not."""
@@ -157,14 +164,16 @@ async def start(
         keeps=True,
         creates=True,
     )
-    return await _Acting(client, act, told).run(names)
+    return await _Acting(client, act, only, told).run(names)
 
 
 class _Acting:
     """One request for some names: what has ended."""
 
-    def __init__(self, client: Client, act: _Act, told: Callable[[Result], None]) -> None:
-        self._client, self._act, self._told = client, act, told
+    def __init__(
+        self, client: Client, act: _Act, only: Only, told: Callable[[Result], None]
+    ) -> None:
+        self._client, self._act, self._only, self._told = client, act, only, told
         self._asked: dict[Name, Claim] = {}
         self._doubted: set[Name] = set()
         self._done: dict[Name, Result] = {}
@@ -189,6 +198,8 @@ class _Acting:
     def _end(self, result: Result) -> None:
         if result.error is not None and result.name in self._doubted:
             result = Result(result.name, error=in_doubt(result.name, result.error))
+        if result.error is None:
+            result = replace(result, was=self._asked.get(result.name))
         self._done[result.name] = result
         self._told(result)
 
@@ -262,7 +273,7 @@ class _Acting:
     def _is_anothers(self, claim: Claim) -> bool:
         """Whether it took the name after we had asked about the one before it."""
         asked = self._asked.get(claim.name)
-        return asked is not None and asked.request != claim.request
+        return asked is not None and is_anothers(asked, claim)
 
     def _refused(self, name: Name, record: Record | None) -> MdevnsError | None:
         if record is None:
@@ -271,6 +282,9 @@ class _Acting:
             return unreadable(name, record)
         if isinstance(record, Claim) and self._is_anothers(record):
             return Moved(name, record.holder)
+        unasked = self._only.refusal(record)
+        if unasked is not None:
+            return unasked
         return self._act.refused(record) if isinstance(record, Claim) else _placeholder(record)
 
     async def _ask(self, claims: Sequence[Claim]) -> list[Answer]:

@@ -14,22 +14,52 @@ request that is repeated with another count meets the names of its first run.
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.errors import AskedOtherwise
+from coordinator.errors import AskedOtherwise, HeldByAnother, MdevnsError
 from coordinator.keys import last_part
-from coordinator.model import Name, NameValue, decode
+from coordinator.model import Claim, Name, NameValue, decode
 from coordinator.store import Range, Txn, prefix_end
 
 if TYPE_CHECKING:
+    from coordinator.claims import Hold
     from coordinator.keys import Keys
     from coordinator.store import KeyValue, Store
 
-__all__ = ["check_count", "request_name"]
+__all__ = ["ANY", "Only", "check_count", "is_anothers", "request_name"]
 
 _NAMESPACE = uuid.UUID("6c1f6f0e-2b57-4d0c-9a2e-7d1f0b8e53a4")
 _NUMBER, _REST = 17, 28  # bits
 _MOST = 1 << _NUMBER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Only:
+    """What an act is limited to: what a request holds, and a revision of it. None: any."""
+
+    request: str | None = None
+    revision: int | None = None
+
+    def refusal(self, held: Claim | Hold) -> MdevnsError | None:
+        """Why what stands is not acted on, if it is not.
+
+        The act itself compares the revision of what is asked here, so a look suffices.
+        """
+        asked = (self.request or held.request, self.revision or held.revision)
+        if asked == (held.request, held.revision):
+            return None
+        return HeldByAnother(held.name, held.holder, held.request, held.revision)
+
+
+ANY = Only()
+
+
+def is_anothers(seen: Claim | Hold, now: Claim | Hold) -> bool:
+    """Whether somebody took the name after `seen` was read: it is not what was asked about."""
+    if isinstance(seen, Claim) and isinstance(now, Claim) and seen.created != now.created:
+        return True
+    return seen.request != now.request
 
 
 def request_name(cluster: str, request: str, index: int, count: int) -> Name:

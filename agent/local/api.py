@@ -50,6 +50,7 @@ from coordinator.model import (
     parse_name,
     parse_request,
 )
+from coordinator.requests import Only
 from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ class _Handlers:
     async def release(self, asked: _Asked) -> tuple[int, DoneJson]:
         wanted: ReleaseJson = asked.body
         await self._local.started()
-        await self._local.release(asked.name, force=wanted.force, by=asked.peer.asked_by)
+        only = Only(request=wanted.request, revision=wanted.revision)
+        await self._local.release(asked.name, force=wanted.force, by=asked.peer.asked_by, only=only)
         return 200, DoneJson()
 
     async def mdevctl(self, asked: _Asked) -> tuple[int, DoneJson]:

@@ -25,7 +25,7 @@ from coordinator.errors import (
 )
 from coordinator.model import Claim, random_name
 from coordinator.operating import remove
-from coordinator.requests import check_count, request_name
+from coordinator.requests import ANY, Only, check_count, request_name
 from coordinator.states import ClaimEvent, ClaimState, transition
 from coordinator.waiting import await_made
 
@@ -188,7 +188,7 @@ class Local:
             now is not None and now.state is ClaimState.CREATING and _is_of_one_request(now, claim)
         )
 
-    async def release(self, name: Name, *, force: bool, by: str) -> None:
+    async def release(self, name: Name, *, force: bool, by: str, only: Only = ANY) -> None:
         """Remove a device of this host and its claim; returns when both are gone.
 
         Raises:
@@ -199,7 +199,7 @@ class Local:
         if self.claim(name) is None:
             raise self.unknown(name)
         async with self.client(by) as client:
-            (result,) = await remove(client, [name], force=force)
+            (result,) = await remove(client, [name], force=force, only=only)
         if result.error is not None:
             raise result.error
 

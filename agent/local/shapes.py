@@ -129,9 +129,14 @@ class TakeJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ReleaseJson(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a device is given up. `force`: wait in the kernel for whoever has it open."""
+    """How a device is given up. `force`: wait in the kernel for whoever has it open.
+
+    With `request` or `revision` it is given up only if that request holds it, at that revision.
+    """
 
     force: bool = False
+    request: RequestId | None = None
+    revision: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)] | None = None
 
 
 class HolderJson(msgspec.Struct, frozen=True, kw_only=True):

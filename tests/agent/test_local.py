@@ -140,6 +140,19 @@ async def test_a_request_without_a_name_is_repeated_as_one_device(host: Host) ->
         assert host.devices() == {first.body["name"]}
 
 
+async def test_a_stale_release_leaves_the_next_owners_device(host: Host) -> None:
+    """By request or revision only what was named is given up; else EEXIST, and it stays."""
+    async with served(host) as agent:
+        made = await agent.ask("POST", "/v1/claims", device(host, request="second"))
+        path = f"/v1/claims/{NAME}/release"
+        for only in ({"request": "first"}, {"revision": 1}):
+            refused = await agent.ask("POST", path, only)
+            assert (refused.status, refused.body["error"]) == (409, "EEXIST")
+        assert host.devices() == {NAME}
+        mine = {"request": "second", "revision": made.body["revision"]}
+        assert (await agent.ask("POST", path, mine)).status == 200
+
+
 async def test_what_the_driver_refuses_is_told_and_leaves_nothing(host: Host) -> None:
     """A full parent is ENOSPC, and the name is free."""
     async with served(host) as agent:

@@ -49,7 +49,24 @@ def test_a_claim_has_every_field(pair: Pair, name: str) -> None:
     assert made["since"].endswith("Z")
     assert claim(cli, name) == made
     assert cli.ok("list", "--host", "gpu01", "-o", "json").json == [made]
-    assert cli.ok("remove", name, "-o", "json").json == [{"name": name, "state": None}]
+    was = {key: made[key] for key in ("host", "parent", "request", "revision")}
+    assert cli.ok("remove", name, "-o", "json").json == [{"name": name, "state": None, **was}]
+
+
+def test_a_stale_remove_leaves_the_next_owners_device(pair: Pair, name: str) -> None:
+    """The first owner repeats its remove by its request: exit 4, and the second's device stays."""
+    cli, gpu01, _ = pair
+    for request in ("first", "second"):
+        cli.ok("create", name, "--type", TYPE, "--host", "gpu01", "--request", request)
+        if request == "first":
+            cli.ok("remove", name, "--request", "first")
+    refused = cli.run("remove", name, "--request", "first")
+    assert refused.code == 4
+    assert "request second, revision" in one_line(refused, "EEXIST")
+    assert cli.run("remove", name, "--revision", "1").code == 4
+    assert gpu01.devices() == {name}
+    assert cli.run("remove", name, str(uuid.uuid4()), "--revision", "1").code == 2
+    cli.ok("remove", name, "--request", "second")
 
 
 def test_random_names_are_uuids_of_version_4(pair: Pair) -> None:
@@ -171,7 +188,9 @@ def test_a_reservation_is_given_back(cli: Cli) -> None:
     held = cli.ok("reserve", "--count", "3", "-o", "json").json
     assert len(held) == 3
     first, *rest = [each["name"] for each in held]
-    assert cli.ok("release", first, "-o", "json").json == {"name": first, "state": None}
+    gone = cli.ok("release", first, "-o", "json").json
+    assert (gone["name"], gone["state"], gone["host"]) == (first, None, None)
+    assert gone["request"]
     assert cli.ok("list", "-o", "name").names == sorted(rest)
 
 

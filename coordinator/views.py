@@ -236,8 +236,8 @@ class Views:
             raise no_such_host(host)
 
     async def parents(self, hosts: Sequence[str] | None = None) -> list[ParentView]:
-        """The parents of `hosts`, or of all, in the order of host and parent."""
-        wanted = await self.hosts() if hosts is None else list(hosts)
+        """The parents of `hosts`, or of all known ones, in the order of host and parent."""
+        wanted = await self.known_hosts() if hosts is None else list(hosts)
         views: list[ParentView] = []
         for some in batched(wanted, MAX_TXN_OPS // 2):
             ranges = [

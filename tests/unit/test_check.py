@@ -139,3 +139,17 @@ def test_a_parent_whose_record_is_damaged_is_listed_and_takes_no_creates() -> No
         return []
 
     scene.run(parents)
+
+
+def test_a_damaged_machine_record_hides_no_parent() -> None:
+    """The host is known by its identity, so its parents stay in the list."""
+    scene = Scene()
+    scene.host(HOST, **{PARENT: 4})
+    put(scene.desk, scene.desk.keys.machine(f"m-{HOST}"), b"\xff{")
+
+    async def parents(client: Client) -> list[Result]:
+        (view,) = await client.views.parents()
+        assert (view.host, view.parent) == (HOST, PARENT)
+        return []
+
+    scene.run(parents)

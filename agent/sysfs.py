@@ -445,7 +445,7 @@ class _ParentMemory:
             return {p: str(d) for p, d in stored["parents"].items()} if same_boot else {}
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             # To go on without it could miss a device: absent must be seen, never guessed.
             raise OSError(
                 errno.EIO, "damaged; remove it after a reboot", str(self._path)

@@ -135,6 +135,8 @@ def _read(path: Path) -> Definition | Unusable:
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         return Unusable(path, InvalidValue(str(path), f"is no definition: {why}"))
+    except RecursionError:
+        return Unusable(path, InvalidValue(str(path), "is no definition: nested too deeply"))
     except InvalidValue as error:
         return Unusable(path, InvalidValue(str(path), f"{error.what}: {error.why}"))
 

@@ -238,6 +238,8 @@ class _File:
             self.found = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:  # it names line and column
             raise Misconfigured(f"configuration {self._path}", str(error)) from None
+        except RecursionError:
+            raise Misconfigured(f"configuration {self._path}", "nested too deeply") from None
 
     def _read(self, *, needed: bool) -> str:
         what = f"configuration {self._path}"

@@ -165,6 +165,8 @@ def _decoded(where: str, text: str, kind: type[T]) -> T:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise _wrong(where, str(error)) from None
+    except RecursionError:
+        raise _wrong(where, "nested too deeply") from None
 
 
 def _wrong(where: str, why: str) -> InvalidValue:

@@ -438,6 +438,8 @@ def decode(kv: KeyValue, kind: type[V]) -> V | Unreadable:
         return Unreadable(kv.key, str(error), kv.mod_revision)
     except UnicodeDecodeError as error:
         return Unreadable(kv.key, f"not UTF-8: {error.reason}", kv.mod_revision)
+    except RecursionError:
+        return Unreadable(kv.key, "nested too deeply", kv.mod_revision)
 
 
 def read_claim(kv: KeyValue) -> Claim | Unreadable:

@@ -339,6 +339,8 @@ async def _body(request: Request, kind: type[T]) -> T:
         return msgspec.convert(_READER.decode(data or b"{}"), kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidValue("the request", str(error)) from None
+    except RecursionError:
+        raise InvalidValue("the request", "nested too deeply") from None
 
 
 async def _error(request: Request, error: MdevnsError) -> Response:

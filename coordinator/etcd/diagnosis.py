@@ -66,7 +66,7 @@ async def version_of(endpoint: Endpoint, certificates: Certificates) -> str | No
     """The version that a server tells over HTTP to whoever may connect; None: it does not."""
     try:
         return await asyncio.to_thread(_version, endpoint, certificates)
-    except (Misconfigured, OSError, http.client.HTTPException, ValueError):
+    except (Misconfigured, OSError, http.client.HTTPException, ValueError, RecursionError):
         return None
 
 

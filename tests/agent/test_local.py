@@ -331,6 +331,7 @@ async def test_what_is_no_request_is_refused_in_one_form(host: Host) -> None:
         asks: list[tuple[int, str, str, object]] = [
             (422, "POST", "/v1/claims", b"{"),
             (422, "POST", "/v1/claims", b"\xff"),
+            (422, "POST", "/v1/claims", b"[" * 100_000),
             (422, "POST", "/v1/claims", device(host, colour="red")),
             (422, "POST", "/v1/claims", device(host) | {"name": "x"}),
             (404, "POST", "/v1/claims", device(host, maker=4_000_000)),

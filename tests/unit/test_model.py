@@ -102,6 +102,9 @@ def test_an_attribute_keeps_its_value_as_it_is() -> None:
         (b'{"v":1,"host":null}', "request"),
         (b'{"v":1,"host":null,"request":"r","extra":1}', "extra"),
         (b'{"v":1,"host":7,"request":"r"}', "host"),
+        (b"[" * 100_000, "array"),
+        (b'{"v":1,"host":null,"request":' + b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
     ],
 )
 def test_a_damaged_or_newer_record_is_unreadable_and_says_why(value: bytes, why: str) -> None:

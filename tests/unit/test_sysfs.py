@@ -159,13 +159,14 @@ def test_the_parent_of_a_device_is_remembered_too(tree: TreeBuilder, bus: SysfsB
     assert bus.scan().presence(N1) is Presence.GOING
 
 
+@pytest.mark.parametrize("damaged", ["{", '{"a":' * 100_000], ids=["cut", "deep"])
 def test_a_memory_that_is_damaged_is_not_guessed_at(
-    tree: TreeBuilder, bus: SysfsBus, tmp_path: Path
+    tree: TreeBuilder, bus: SysfsBus, tmp_path: Path, damaged: str
 ) -> None:
     """When it cannot be read where the parents are, the scan fails, and nothing is absent."""
     tree.parent(P0, "mtty-1")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/parents.json").write_text("{")
+    (tmp_path / "run/parents.json").write_text(damaged)
     with pytest.raises(ScanFailed, match="damaged"):
         bus.scan()
 

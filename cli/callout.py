@@ -343,7 +343,7 @@ def supported(out: bytes) -> list[tuple[int, list[str], list[str]]]:
         found = loads(out.strip(b"\0 \n"))["supports"]
         actions, events = (list(map(str, found[key])) for key in ("actions", "events"))
         return [(int(found["version"]), actions, events)]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return []
 
 

@@ -93,7 +93,7 @@ def healthy(port: int) -> bool:
         try:
             connection.request("GET", "/health")
             answer = json.load(connection.getresponse())
-        except (OSError, http.client.HTTPException, ValueError):
+        except (OSError, http.client.HTTPException, ValueError, RecursionError):
             return False
     return isinstance(answer, dict) and answer.get("health") == "true"
 

@@ -348,6 +348,7 @@ OURS = {
         "exit 2",
         "exit 0",
         "echo no json",
+        "head -c 100000 /dev/zero | tr '\\0' '['",
         """echo '{"supports": null}'""",
         """echo '{"supports": {"version": "x", "actions": 1}}'""",
         """echo '{"supports": {"version": 1, "actions": ["start"], "events": ["pre"]}}'""",

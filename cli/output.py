@@ -123,12 +123,19 @@ class Output:
             self.many(view, done)
         elif done:
             self.one(view, done[0])
-        code = 0
-        for result in results:
-            if result.error is not None:
-                self.error(result.error, result.name)
-                code = code or result.error.exit_code
-        return code
+        failed = [(each.error, each.name) for each in results if each.error is not None]
+        self._errors(failed)
+        return failed[0][0].exit_code if failed else 0
+
+    def _errors(self, failed: Sequence[tuple[MdevnsError, str]]) -> None:
+        """Say what failed: for people once for each reason that does not differ by name."""
+        alike: dict[str, list[tuple[MdevnsError, str]]] = {}
+        for number, (error, name) in enumerate(failed):
+            by_name = self.is_object or name in error.message
+            alike.setdefault(str(number) if by_name else error.line, []).append((error, name))
+        for some in alike.values():
+            error, name = some[0]
+            self.error(error, name if len(some) == 1 else f"{len(some)} names")
 
     def write(self, text: str) -> None:
         """Write to stdout."""

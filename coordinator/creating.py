@@ -232,11 +232,16 @@ class _Creation:
     def _among(self, asks: Sequence[Ask], parents: Sequence[ParentView]) -> list[tuple[Ask, Wish]]:
         """Among these parents or nowhere."""
         placed, left = self._place(asks, parents)
+        why: dict[tuple[str, str | None, str | None], MdevnsError] = {}
         for ask in left:
             refusals = self._refusals.get(ask.name)
-            fitting = _fitting(parents, ask.host, ask.parent)
-            error = refusals[-1] if refusals else _unplaced(ask, fitting)
-            self._end(Result(ask.name, error=error))
+            if refusals:
+                self._end(Result(ask.name, error=refusals[-1]))
+                continue
+            kind = ask.type, ask.host, ask.parent
+            if kind not in why:  # a look at every parent
+                why[kind] = _unplaced(ask, _fitting(parents, ask.host, ask.parent))
+            self._end(Result(ask.name, error=_about(why[kind], ask.name)))
         return placed
 
     def _place(
@@ -291,9 +296,10 @@ class _Creation:
         held = await self._holding(
             [a.name for (a, _), b in asked if isinstance(b.error, NameTaken)]
         )
+        bound = await self._bind(asked, held, lease)
         claimed = []
         for (ask, wish), first in asked:
-            answer = await self._if_mine(ask, wish, lease, first, held.get(ask.name))
+            answer = bound.get(ask.name) or self._if_mine(ask, wish, first, held.get(ask.name))
             result = await self._client.result(ask.name, answer, answer.claim)
             if isinstance(result.record, Claim):
                 claimed.append(result.record)
@@ -321,16 +327,35 @@ class _Creation:
         ]
         return await client.commit(changes, *self._guards)
 
-    async def _if_mine(
-        self, ask: Ask, wish: Wish, lease: int, answer: Answer, record: Record | StoreError | None
+    async def _bind(
+        self,
+        asked: Sequence[tuple[tuple[Ask, Wish], Answer]],
+        held: Mapping[Name, Record | StoreError | None],
+        lease: int,
+    ) -> dict[Name, Answer]:
+        """Have the request's own reservations without a host become the host's, in few commits."""
+        client, now = self._client, self._client.clock.now()
+        changes = []
+        for (ask, wish), first in asked:
+            hold = held.get(ask.name)
+            if first.claim is not None or not isinstance(first.error, NameTaken):
+                continue
+            if isinstance(hold, Hold) and hold.request == ask.request:
+                bind = client.claims.bind(hold, wish, lease=lease, now=now, by=client.asked_by)
+                changes.append(bind)
+        if not changes:
+            return {}
+        bound = await client.commit(changes, *self._guards)
+        return {change.name: answer for change, answer in zip(changes, bound, strict=True)}
+
+    def _if_mine(
+        self, ask: Ask, wish: Wish, answer: Answer, record: Record | StoreError | None
     ) -> Answer:
         """A name that is taken by the very same request is no conflict.
 
-        A reservation without a host becomes the host's; a claim that an earlier attempt of
-        the same request made elsewhere is this request's own, if it asks for the same, and for
-        no other place.
+        A claim that an earlier attempt of the same request made elsewhere is this request's
+        own, if it asks for the same, and for no other place.
         """
-        client = self._client
         if answer.claim is not None and not ask.allows(answer.claim):
             return Answer(0, error=NameTaken(ask.name, answer.claim.holder))
         if not isinstance(answer.error, NameTaken):
@@ -341,12 +366,7 @@ class _Creation:
         same = isinstance(record, Claim | Hold) and record.request == ask.request
         if same and isinstance(record, Claim) and answers(record, wish) and ask.allows(record):
             return Answer(record.revision, record)
-        if same and isinstance(record, Hold):
-            bind = client.claims.bind(
-                record, wish, lease=lease, now=client.clock.now(), by=client.asked_by
-            )
-            (answer,) = await client.commit([bind], *self._guards)
-        elif isinstance(record, Claim | Hold):
+        if isinstance(record, Claim | Hold):
             return Answer(0, error=NameTaken(ask.name, record.holder))
         return answer
 
@@ -408,6 +428,11 @@ def _fitting(
     parents: Iterable[ParentView], host: str | None, parent: str | None
 ) -> list[ParentView]:
     return [v for v in parents if host in (None, v.host) and parent in (None, v.parent)]
+
+
+def _about(error: MdevnsError, name: Name) -> MdevnsError:
+    """The error of `_unplaced`, of another name of the kind."""
+    return type(error)(error.what, error.why, error.hint, errno_name=error.errno, name=name)
 
 
 def _unplaced(ask: Ask, fitting: Sequence[ParentView]) -> MdevnsError:

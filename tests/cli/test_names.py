@@ -99,6 +99,16 @@ def test_a_request_chooses_the_same_names_again(pair: Pair, tmp_path: Path) -> N
         cli.ok("release", name)
 
 
+def test_what_fails_alike_is_one_line_with_the_count(pair: Pair) -> None:
+    """Twenty names that cannot be placed have one reason; as JSON each has its own."""
+    cli = pair[0]
+    failed = ("create", "--type", "no-such-type", "--count", "20")
+    done = cli.run(*failed)
+    assert done.code == 3
+    assert one_line(done, "ENOENT").startswith("ENOENT: 20 names: type no-such-type: ")
+    assert len(cli.run(*failed, "-o", "json").err.splitlines()) == 20
+
+
 def test_pack_fills_one_parent(pair: Pair) -> None:
     """With --place pack the devices go to one parent as long as it has room."""
     cli = pair[0]

@@ -10,11 +10,12 @@ import pytest
 from coordinator.claims import Hold
 from coordinator.creating import Ask
 from coordinator.defining import define
-from coordinator.errors import AskedOtherwise
+from coordinator.errors import AskedOtherwise, NotFound
 from coordinator.model import Claim, Name, Wish
 from coordinator.requests import request_name
 from coordinator.reserving import reserve
 from coordinator.states import ClaimState
+from tests.support.counting import CountingStore
 from tests.support.desk import HOST, NAME, TYPE
 from tests.support.scene import TTL, Scene
 
@@ -113,6 +114,28 @@ def test_a_reservation_is_repeated_and_taken_over_and_that_repeated(scene: Scene
     assert [each.name for each in first] == [each.name for each in again]
     made = scene.create(*asks(scene, 2))
     assert [each.record for each in scene.create(*asks(scene, 2))] == [r.record for r in made]
+
+
+def test_reserved_names_are_bound_in_few_commits(scene: Scene) -> None:
+    """A create of 300 names that its request holds binds 126 of them in a commit."""
+    scene.host(HOST, p0=300)
+    reserved(scene, 300)
+    scene.store = counted = CountingStore(scene.desk.store)
+    results = scene.create(*asks(scene, 300), wait=False)
+    assert [each.error for each in results] == [None] * 300
+    bound = counted.that_made("reserved")
+    tried, rest = sum(bound[: len(bound) // 2]), sum(bound[len(bound) // 2 :])
+    assert (tried, rest, len(bound)) == (300, 300, 6)
+
+
+def test_what_cannot_be_placed_is_explained_once_for_each_kind(scene: Scene) -> None:
+    """Each name has the same error under its own name; the parents are looked through once."""
+    scene.host(HOST, p0=0)
+    results = scene.create(*asks(scene, 200, "none"))
+    errors = [each.error for each in results]
+    assert all(isinstance(error, NotFound) for error in errors)
+    assert [error.name for error in errors if error] == [each.name for each in results]
+    assert len({error.line for error in errors if error}) == 1
 
 
 def test_a_define_recognizes_itself(scene: Scene) -> None:

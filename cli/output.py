@@ -28,6 +28,7 @@ __all__ = ["Output", "View"]
 
 T = TypeVar("T")
 
+_NAMED = 8  # names of one failure; more are counted
 _ROWS = 500  # so many are gathered before their columns are laid out
 
 
@@ -134,8 +135,10 @@ class Output:
             by_name = self.is_object or name in error.message
             alike.setdefault(str(number) if by_name else error.line, []).append((error, name))
         for some in alike.values():
-            error, name = some[0]
-            self.error(error, name if len(some) == 1 else f"{len(some)} names")
+            error, _ = some[0]
+            names = [each for _, each in some]
+            about = " ".join(names) if len(names) <= _NAMED else f"{len(names)} names"
+            self.error(error, about)
 
     def write(self, text: str) -> None:
         """Write to stdout."""

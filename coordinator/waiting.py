@@ -206,7 +206,9 @@ class _HostWait:
     async def run(self, hearer: Hearer | None) -> None:
         """Watch until nothing is pending; now and then look at all of it, whatever was told.
 
-        When the store is away, what becomes of the claims is not known: each is told so.
+        When the store is away, what becomes of the claims is not known: each is told so. A watch
+        resumes for ever and never says so; a read has a deadline, so each round ends with a look
+        that no timer cuts off.
         """
         try:
             await self._judge(self._pending.values())
@@ -215,6 +217,8 @@ class _HostWait:
                     async with asyncio.timeout(_LOOK_AGAIN):
                         await (self._watch() if hearer is None else self._go_on(hearer))
                 hearer = None
+                if self._pending:
+                    await self._look()
         except (Unreachable, SetBack) as error:
             for one in list(self._pending.values()):
                 self._end(one, _not_known(one.name, error))

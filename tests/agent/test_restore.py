@@ -17,10 +17,12 @@ from coordinator.evicting import evict, forget
 from coordinator.model import (
     AfterRemoval,
     FindingKind,
+    IdentityValue,
     Removal,
     RestoredValue,
     RestoreValue,
     decode,
+    encode,
 )
 from coordinator.restoring import begin
 from coordinator.states import ClaimState
@@ -219,6 +221,25 @@ async def test_a_removal_that_had_failed_is_over_for_the_next_agent_too(host: Ho
         assert (host.is_in(ACTIVE), host.devices()) == (True, {NAME})
 
 
+def other_is_done(host: Host) -> None:
+    """The other host's agent reports that it has noted all that its kernel shows."""
+    desk = host.desk
+    hold = desk.kv(desk.keys.hold)
+    assert hold is not None
+    restore = decode(hold, RestoreValue)
+    assert isinstance(restore, RestoreValue)
+    done = RestoredValue(restore=restore.restore, instance="other", at="t", waits=None, absent={})
+    desk.core.txn(
+        Txn(
+            success=(
+                Put(desk.keys.identity(OTHER), encode(IdentityValue(machine_id="m-other"))),
+                Put(desk.keys.epoch(OTHER), b"other"),
+                Put(desk.keys.restored(OTHER), encode(done)),
+            )
+        )
+    )
+
+
 async def looked_at_once(host: Host) -> None:
     """What is asked for now is done, so what stood before was looked at."""
     await host.ask(name=name(98))
@@ -241,6 +262,7 @@ async def test_a_name_that_had_moved_here_is_not_begun_where_it_was(host: Host) 
         finding = host.finding()
         assert finding is not None
         assert finding.kind is FindingKind.CONFLICT
+        other_is_done(host)
         done = await host.finish()
         assert (done.yielded, done.left, done.conflicts) == ([NAME], [], [])
         claim = host.claim()
@@ -300,6 +322,8 @@ async def test_a_name_that_another_host_has_taken_stays_a_conflict(host: Host) -
     set_back(host)
     theirs = await host.desk.active(NAME, wish(OTHER))
     async with host.agent():
+        await host.wait(lambda: is_done(host))
+        other_is_done(host)
         done = await host.finish()
         assert [(one.name, one.host) for one in done.conflicts] == [(NAME, HOST)]
         assert (done.yielded, done.left) == ([], [])

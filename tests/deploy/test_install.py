@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.settings import AgentTable, Settings, load
+from coordinator import __version__
 from tests.support.mdevctl_root import Root
 
 ROOT = Path(__file__).parents[2]
@@ -18,26 +20,43 @@ SAMPLE = ROOT / "deploy/mdevns.toml"
 
 
 def install(root: Path, *arguments: str, code: int = 0) -> str:
-    """Run the script; what it said."""
+    """Run the script under a narrow umask; returns what it printed."""
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(
         [ROOT / "deploy/install", "--root", root, *arguments],
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
+        umask=0o077,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def test_it_is_installed_upgraded_and_taken_away(tmp_path: Path) -> None:
-    """Each version has an environment of its own, a link says which is used, and edits stay."""
+def mdevns(root: Path, *arguments: str) -> str:
+    """Run the staged command, whose script names the interpreter's place in the end."""
+    command = [str(root / "opt/mdevns/current/bin/python"), "-m", "cli", *arguments]
+    environment = {**os.environ, "MDEVNS_CONFIG": os.devnull}
+    return subprocess.check_output(command, env=environment, text=True)
+
+
+def names(root: Path, link: str) -> str | None:
+    """The environment that a link names."""
+    path = root / "opt/mdevns" / link
+    return str(path.readlink()) if path.is_symlink() else None
+
+
+def test_it_is_installed_upgraded_rolled_back_and_removed(tmp_path: Path) -> None:
+    """Each version has an environment of its own, links say which is used, and edits stay.
+
+    A rollback is no step forward, and no number is used twice.
+    """
     opt, config = tmp_path / "opt/mdevns", tmp_path / "etc/mdevns/mdevns.toml"
     install(tmp_path)
     first = (opt / "current").readlink()
-    mdevns = opt / "current/bin/mdevns"
-    version = subprocess.run([mdevns, "--version"], capture_output=True, text=True, check=True)
-    assert version.stdout.startswith("mdevns ")
+    assert mdevns(tmp_path, "--version").startswith("mdevns ")
+    _check_staged(tmp_path)
     assert (tmp_path / "usr/local/bin/mdevns").readlink() == Path("/opt/mdevns/current/bin/mdevns")
     assert (tmp_path / "etc/systemd/system/mdevns-agent.service").is_file()
     assert (tmp_path / "usr/local/share/man/man1/mdevns-create.1").is_file()
@@ -56,26 +75,51 @@ def test_it_is_installed_upgraded_and_taken_away(tmp_path: Path) -> None:
     assert (second != first, config.read_text()) == (True, "cluster = 'edited'\n")
     install(tmp_path, "--rollback")
     assert (opt / "current").readlink() == first
-    assert "mdevns mdevctl uninstall" in _with_mdevctl(mdevns, tmp_path)
+    _check_kept(tmp_path)
+    assert "mdevns mdevctl uninstall" in _with_mdevctl(tmp_path)
     install(tmp_path, "--uninstall")
     assert [path for path in tmp_path.rglob("*mdevns*") if path.is_file()] == [config]
 
 
-def _with_mdevctl(mdevns: Path, root: Path) -> str:
-    """What taking it away says while mdevctl asks the agent; then mdevctl is gone again."""
+def _with_mdevctl(root: Path) -> str:
+    """What an uninstall prints while mdevctl asks the agent; then mdevctl is gone again."""
     host = Root(root, "1.4.0")
-    command = [str(mdevns), "mdevctl", "install", "--root", str(root)]
-    environment = {**os.environ, "MDEVNS_CONFIG": os.devnull}
-    subprocess.run(command, env=environment, capture_output=True, check=True)
+    mdevns(root, "mdevctl", "install", "--root", str(root))
     assert host.scripts.callout == host.callout
     assert host.scripts.notifier == host.notifier
-    said = install(root, "--uninstall", code=1)
-    assert mdevns.exists()
-    command[2] = "uninstall"
-    subprocess.run(command, env=environment, capture_output=True, check=True)
+    printed = install(root, "--uninstall", code=1)
+    mdevns(root, "mdevctl", "uninstall", "--root", str(root))
     assert host.scripts.callout is None
     assert host.scripts.notifier is None
-    return said
+    return printed
+
+
+def _check_staged(root: Path) -> None:
+    """No file names the staging directory, and everybody can read all of them."""
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path for path in files if str(root).encode() in path.read_bytes()] == []
+    script = (root / "opt/mdevns/current/bin/mdevns").read_text()
+    assert script.startswith("#!/opt/mdevns/0")
+    assert [path for path in files if not path.stat().st_mode & stat.S_IROTH] == []
+
+
+def _check_kept(root: Path) -> None:
+    """Of three versions, with the second rolled back: what worked, and what runs, is kept."""
+    first, second, third, fourth = (f"{__version__}-{number}" for number in range(1, 5))
+    assert (names(root, "current"), names(root, "previous")) == (first, None)
+    printed = install(root, "--rollback", code=1)
+    assert (f"no version before {first}" in printed, len(printed.splitlines())) == (True, 1)
+    install(root)
+    assert (names(root, "current"), names(root, "previous")) == (third, first)
+    assert not (root / "opt/mdevns" / second).exists()
+    # The agent's command line, as its script starts it in the place where the tree will be.
+    agent = [f"/opt/mdevns/{first}/bin/python", "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(agent, executable=sys.executable, stdin=subprocess.PIPE) as running:
+        install(root)
+        assert f"{first} running" in install(root, "--status")
+        assert running.stdin is not None
+        running.stdin.close()
+    assert install(root, "--status").split() == [first, third, "previous", fourth, "current"]
 
 
 def test_what_cannot_be_is_told_in_a_line(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class Facts:
     `in_flight`: a write of ours, or of an agent before us, may be under way.
     `offers`: the claim's parent is there and offers its type.
     `made_elsewhere`: a living process that said that it writes to the kernel itself.
+    `maker_lives`: such a process says that its write has returned, and lives.
     """
 
     boot_id: str
@@ -68,6 +69,7 @@ class Facts:
     offers: bool
     refusal: Refusal | None = None
     made_elsewhere: bool = False
+    maker_lives: bool = False
 
 
 class Action(StrEnum):
@@ -101,6 +103,10 @@ class Decision:
 
 _NOTHING, _WAIT = Decision(Action.NOTHING), Decision(Action.WAIT)
 
+_FREES_OR_WRITES = frozenset({Action.ABORT, Action.UNDO, Action.LOSE, Action.BEGIN})
+"""Wrong while a create may still be under way. A release is not among them: it follows a remove,
+and a remove that is under way makes no device."""
+
 
 def sight_of(
     claim: Claim | None, presence: Presence, parent: str | None, type_: str | None
@@ -124,7 +130,8 @@ def decide(claim: Claim | None, facts: Facts) -> Decision:
 
     Going, unknown, a write in flight, or a living maker: wait, always. A device that has not
     settled may be a phantom of a create that fails, so nothing is adopted or removed before it
-    has.
+    has. A process that says that its write to `create` has returned hastens only what a device
+    that is seen allows; without one its end is waited for, too.
     """
     if _goes_by_another_hand(claim, facts):
         text = "its driver was unbound, or it was removed by hand, and something has it open"
@@ -133,7 +140,8 @@ def decide(claim: Claim | None, facts: Facts) -> Decision:
         return _WAIT
     if claim is None:
         return _unclaimed(facts)
-    return _BY_STATE[claim.state](claim, facts)
+    decision = _BY_STATE[claim.state](claim, facts)
+    return _WAIT if facts.maker_lives and decision.action in _FREES_OR_WRITES else decision
 
 
 def _goes_by_another_hand(claim: Claim | None, facts: Facts) -> bool:

@@ -8,10 +8,12 @@ flight on the name.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeGuard
 
 import structlog
 
+from agent.makers import Writing
 from agent.reconcile import Action, Decision, Facts, Refusal, Sight, Write, decide, sight_of
 from agent.restoring import Before, Standing, standing
 from agent.steps import Again, Enrolled, Steps
@@ -162,28 +164,30 @@ class Reconciler:
         if isinstance(claim, Unreadable):
             return Again.NOT  # `check` tells; nothing is done about what cannot be read
         # Before the look: a maker that ends after it may have made the device in between.
-        elsewhere = self._e.makers.may_write(name, claim)
+        writing = self._e.makers.writing(name, claim)
         try:
             look = await self._e.scanner.fresh()
         except OSError:
-            if self._is_unseen_removal(claim) and not elsewhere:
+            if self._is_unseen_removal(claim) and writing is Writing.ENDED:
                 return await self._give_up_removal(claim)
             raise
-        return await self._step_on(name, claim, look, elsewhere)
+        return await self._step_on(name, claim, look, writing)
 
     async def _step_on(
         self,
         name: Name,
         claim: Claim | None,
         look: Look,
-        elsewhere: bool,  # noqa: FBT001 - it is handed on as it is
+        writing: Writing,
     ) -> Again | float:
         """The step that a look asks for which began after the claim was read."""
         if look.scan.boot_id != self._e.boot_id:
             host = f"host {self._e.session.host}"
             raise Fenced(host, "was rebooted under its agent", "it enrols again")
         device = look.device(name)
-        facts = self._facts(name, claim, device, look, elsewhere)
+        under_way, returned = writing is Writing.UNDER_WAY, writing is Writing.RETURNED
+        facts = self._facts(name, claim, device, look, under_way)
+        facts = replace(facts, maker_lives=returned)
         decision = decide(claim, facts)
         if decision.action is Action.WAIT:
             return (device and self._e.scanner.settled_in(name)) or Again.LATER

@@ -5,7 +5,6 @@ The table of operations is data: the routes and the OpenAPI document are made fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -29,7 +28,6 @@ from agent.local.shapes import (
     ReleaseJson,
     TakeJson,
 )
-from agent.makers import maker_of
 from coordinator.errors import (
     HostDown,
     InvalidValue,
@@ -59,30 +57,17 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from agent.health import Verdict, Vitals
+    from agent.local.peers import Peer
     from agent.local.service import Local
     from coordinator.model import Claim
 
-__all__ = ["PEER", "Peer", "application"]
+__all__ = ["PEER", "application"]
 
 PEER = "peer"
 """Where a request's state has the process that asks."""
 
 _LARGEST = 1 << 20  # bytes of a request's body
 _TEXT = "text/plain"
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The process at the other end of the socket, as the kernel tells, and whether it may ask."""
-
-    pid: int
-    uid: int
-    allowed: bool
-
-    @property
-    def asked_by(self) -> str:
-        """Who it is, as it stands in claims."""
-        return f"uid {self.uid} (pid {self.pid})"
 
 
 class _Asked:
@@ -163,7 +148,9 @@ class _Handlers:
             persistent=wanted.persistent or wanted.autostart,
             autostart=wanted.autostart,
         )
-        maker = None if wanted.maker is None else maker_of(wanted.maker)
+        maker = None
+        if wanted.maker is not None:
+            maker = asked.peer.writer(wanted.maker, its_child=True)
         await self._local.started()
         claim = await self._local.take(
             wish,
@@ -181,7 +168,7 @@ class _Handlers:
         claim, told = self._local.claim(asked.name), asked.body
         if claim is None:
             raise self._local.unknown(asked.name)
-        if not self._local.through(asked.name, told.maker):
+        if not self._local.through(asked.name, asked.peer.writer(told.maker)):
             why = f"process {told.maker} is not the one that makes or removes it"
             raise TryAgain(asked.name, why, name=asked.name, holder=claim.holder)
         return 202, DoneJson()
@@ -195,7 +182,7 @@ class _Handlers:
 
     async def mdevctl(self, asked: _Asked) -> tuple[int, DoneJson]:
         call: Call = asked.body
-        await self._mdevctl.answer(call)
+        await self._mdevctl.answer(call, asked.peer.writer(call.holder))
         return 200, DoneJson()
 
 

@@ -3,8 +3,9 @@
 mdevctl makes and removes its devices itself. Its callout asks before each action, and the claim
 then names mdevctl's process as who writes to the kernel; afterwards it tells. What it tells frees
 nothing: the agent looks at the kernel (`start` of a device that is there already ends with a
-failure too). A callout is a courtesy (mdevctl goes on when it is killed), so whatever happens
-behind it is found by the agent's own watch.
+failure too), and keeps a claim without a device until mdevctl has ended. A callout is a courtesy
+(mdevctl goes on when it is killed), so whatever happens behind it is found by the agent's own
+watch.
 
 While the store is away, only what is certainly this host's may be made: a claim behind which a
 device may stand can be freed by this host alone, so the journal's word on it holds. One that is
@@ -23,7 +24,7 @@ from agent.bus import Presence
 from agent.journal import JournalFailed
 from agent.local.pending import Asked, Pending
 from agent.local.shapes import AttributeName, AttributeValue, Label, Pid, Uuid
-from agent.makers import maker_of
+from agent.makers import Writing
 from agent.threads import in_thread
 from coordinator.defining import define
 from coordinator.errors import (
@@ -102,7 +103,7 @@ class Mdevctl:
             "undefine": self._undefine,
             "modify": self._modify,
         }
-        after: Mapping[str, Callable[[Asked, int, bool], Awaitable[None]]] = {
+        after: Mapping[str, Callable[[Asked, Maker, bool], Awaitable[None]]] = {
             "start": self._started,
             "stop": self._stopped,
             "define": self._defined,
@@ -111,8 +112,10 @@ class Mdevctl:
         }
         self._before, self._after = before, after
 
-    async def answer(self, call: Call) -> None:
+    async def answer(self, call: Call, holder: Maker) -> None:
         """Returns when the action may go on, or was noted.
+
+        `holder` is the process that the call names, as it was found when the call came.
 
         Raises:
             MdevnsError: it may not; before an action, nothing of it was done.
@@ -120,10 +123,10 @@ class Mdevctl:
         if call.event == "pre" and call.action in self._before:
             await self._local.started()
             await self._caught_up(parse_name(call.name))
-            await self._before[call.action](_asked(call), maker_of(call.holder))
+            await self._before[call.action](_asked(call), holder)
         elif call.event == "post" and call.action in self._after:
             try:
-                await self._after[call.action](_asked(call), call.holder, call.state == "success")
+                await self._after[call.action](_asked(call), holder, call.state == "success")
             finally:  # the notifier does not tell once more, unless another script was asked
                 self._look_at(parse_name(call.name))
         else:
@@ -275,36 +278,37 @@ class Mdevctl:
 
     # After it.
 
-    async def _started(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _started(self, asked: Asked, maker: Maker, done: bool) -> None:  # noqa: FBT001 - one of a table
         enrolment = self._local.enrolment
-        if self._local.through(asked.name, pid):
-            if done and enrolment is not None:
+        if self._local.through(asked.name, maker) and done:
+            if enrolment is not None:
                 enrolment.enrolled.scanner.made(asked.name)
+            # Not after a failure: without a device the claim follows when mdevctl has ended.
             await self._followed(asked.name, ClaimState.CREATING)
 
-    async def _stopped(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _stopped(self, asked: Asked, maker: Maker, done: bool) -> None:  # noqa: FBT001 - one of a table
         # One that did not remove it is not stood in for: the claim is active again.
         del done
-        if self._local.through(asked.name, pid):
+        if self._local.through(asked.name, maker):
             await self._followed(asked.name, ClaimState.REMOVING)
 
-    async def _defined(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
-        was_new = self._pending.over(asked.name, pid)
+    async def _defined(self, asked: Asked, maker: Maker, done: bool) -> None:  # noqa: FBT001 - one of a table
+        was_new = self._pending.over(asked.name, maker.pid)
         if done:
             await self._amend(asked, persistent=True)
         elif was_new:  # a name that was defined before, by whomever, stays
             await self._settle_definition(asked)
 
-    async def _undefined(self, asked: Asked, pid: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _undefined(self, asked: Asked, maker: Maker, done: bool) -> None:  # noqa: FBT001 - one of a table
         claim = self._local.claim(asked.name)
         if done and claim is not None and claim.parent == asked.parent:
             if claim.state is ClaimState.DEFINED:
                 await self._give_up(asked.name)
             elif claim.state is ClaimState.ACTIVE:
                 await self._amend(asked, persistent=False)
-        self._pending.over(asked.name, pid)
+        self._pending.over(asked.name, maker.pid)
 
-    async def _modified(self, asked: Asked, _: int, done: bool) -> None:  # noqa: FBT001 - one of a table
+    async def _modified(self, asked: Asked, _: Maker, done: bool) -> None:  # noqa: FBT001 - one of a table
         claim = self._local.claim(asked.name)
         if done and claim is not None:
             await self._amend(asked, persistent=claim.persistent)
@@ -369,7 +373,7 @@ class Mdevctl:
             claim = self._local.claim(name)
             if claim is None or claim.maker is None or self._local.store_is_away:
                 return True
-            return self._local.parts.makers.may_write(name, claim)
+            return self._local.parts.makers.writing(name, claim) is Writing.UNDER_WAY
 
         await self._local.until(has_followed, _SETTLED)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from agent.makers import living
+from agent.makers import ended
 from coordinator.errors import MdevnsError
 from coordinator.model import Name
 
@@ -66,7 +65,7 @@ class Pending:
 
     async def _wait(self, asked: Asked, maker: Maker) -> None:
         try:
-            await _ended(maker)
+            await ended(maker)
             while True:
                 await self._local.parts.notes.until(lambda: self._local.store_answers)
                 try:
@@ -78,19 +77,3 @@ class Pending:
                     return
         finally:
             self._waits.pop((asked.name, maker.pid), None)
-
-
-async def _ended(maker: Maker) -> None:
-    """Wait until a process has ended."""
-    try:
-        fd = os.pidfd_open(maker.pid)
-    except ProcessLookupError:
-        return
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    try:
-        loop.add_reader(fd, ended.set)
-        if living(maker.pid) == maker:  # and not a later one of that pid
-            await ended.wait()
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)

@@ -9,10 +9,11 @@ While the store is away nothing new can be claimed, and what is known is the jou
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from agent.journal import JournalFailed
+from agent.makers import ended
 from agent.threads import in_thread
 from coordinator.client import Client
 from coordinator.errors import (
@@ -59,6 +60,7 @@ class Local:
         self.starting = starting
         self._is_away = False
         self._began = parts.clock.boottime()
+        self._ends: dict[tuple[Name, Maker], asyncio.Task[None]] = {}
 
     async def started(self) -> None:
         """Wait, shortly after the agent's start, until it is enrolled or finds the store away.
@@ -203,15 +205,29 @@ class Local:
         if result.error is not None:
             raise result.error
 
-    def through(self, name: Name, pid: int) -> bool:
+    def through(self, name: Name, maker: Maker) -> bool:
         """A process that makes or removes a device itself says that its write has returned.
 
-        Whether it is the one that is waited for.
+        Whether it is the one that is waited for. The name is looked at now, and when the process
+        has ended.
         """
-        is_it = self.parts.makers.through(name, self.claim(name), pid)
+        is_it = self.parts.makers.through(name, self.claim(name), maker)
+        self._poke(name)
+        if is_it and (name, maker) not in self._ends:
+            self._ends[name, maker] = asyncio.create_task(self._look_after(name, maker))
+        return is_it
+
+    def _poke(self, name: Name) -> None:
         if self.enrolment is not None:
             self.enrolment.reconciler.poke((name,))
-        return is_it
+
+    async def _look_after(self, name: Name, maker: Maker) -> None:
+        try:
+            with suppress(OSError):  # no descriptor is left; the timer of the name looks as well
+                await ended(maker)
+        finally:
+            del self._ends[name, maker]
+        self._poke(name)
 
     # What `agent.local.mdevctl` needs too.
 
@@ -272,8 +288,10 @@ class Local:
         try:
             await self.parts.notes.written()
         except JournalFailed as error:
-            if claim.maker is not None:
-                self.through(change.name, claim.maker.pid)
+            if claim.maker is not None and (not now or claim.created == now):
+                # It was claimed by this very call, so its maker never had leave to write.
+                self.parts.makers.refuse(change.name, claim.maker)
+                self._poke(change.name)
             raise _unknown(change.name, f"it stands in the store, but {error.why}") from error
         return claim
 

@@ -114,11 +114,11 @@ async def test_a_name_of_another_host_is_refused(host: Host, mdevctl: Caller) ->
             assert said.endswith(f"; see: mdevns show {NAME}\n")
 
 
-async def test_what_the_vendor_refuses_is_given_back_at_once(
+async def test_what_the_vendor_refuses_is_kept_while_mdevctl_runs(
     host: Host, root: Root, mdevctl: Caller
 ) -> None:
-    """The name is free while mdevctl still runs."""
+    """A refusal that is reported frees nothing: mdevctl itself has to end."""
     root.vendor("etc/mdevctl.d/scripts.d/callouts/50-vendor", "echo no licence >&2; exit 1")
     async with served(host):
         assert await mdevctl.call("pre", "start") == (1, "no licence\n")
-        await host.wait(lambda: host.is_in(None))
+        assert host.is_in(ClaimState.CREATING)

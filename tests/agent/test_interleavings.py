@@ -13,6 +13,7 @@ import pytest
 from agent import simulated
 from agent.journal import Journal, JournalFailed, journal_path
 from agent.local.mdevctl import Call
+from agent.makers import maker_of
 from agent.notes import Notes
 from agent.simulated import SimulatedBus
 from agent.workers import Workers
@@ -86,7 +87,8 @@ async def test_what_another_process_tells_does_not_end_the_wait(host: Host) -> N
                 parent=host.parents[0],
                 type=TYPE,
                 holder=second.pid,
-            )
+            ),
+            maker_of(second.pid),
         )
         assert host.is_in(CREATING)
 

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import json
 import os
+import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from agent.local.shapes import ClaimJson
 from cli.shapes import claim_json
 from coordinator.states import ClaimState
 from coordinator.store import Put, Txn
-from tests.agent.host import Host, process
+from tests.agent.host import SOON, Host, process
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
 from tests.support.faulty import Fate, FaultyStore
 from tests.support.local_client import Answer, ask, ask_blocking
@@ -198,13 +199,109 @@ async def test_a_maker_that_ends_without_making_gives_its_name_back(host: Host) 
         assert host.devices() == {name(2)}
 
 
-async def test_a_maker_that_is_through_with_nothing_gives_its_name_back(host: Host) -> None:
-    """It need not end: what it says after its write is enough."""
+async def test_only_the_writer_or_its_child_speaks_for_it(host: Host) -> None:
+    """A made-up end of another process's write is refused, and its name is not free."""
+    async with process() as writer, served(host) as agent:
+        await agent.ask("POST", "/v1/claims", device(host, maker=writer.pid))
+        call = {"event": "post", "action": "start", "state": "failure", "name": NAME}
+        call |= {"parent": host.parents[0], "type": TYPE}
+        said = [
+            await agent.ask("POST", "/v1/mdevctl", {**call, "holder": writer.pid}),
+            await agent.ask("POST", f"/v1/claims/{NAME}/made", {"maker": writer.pid}),
+        ]
+        assert [(one.status, one.body["error"]) for one in said] == [(403, "EPERM")] * 2
+        assert host.is_in(CREATING)
+        simulated.create(host.directory, host.parents[0], TYPE, NAME)
+        writer.kill()
+        await host.wait(lambda: host.is_in(ACTIVE))
+
+
+async def test_what_a_living_writer_says_frees_nothing(host: Host) -> None:
+    """Its write may be under way whatever it says; a device that appears later is claimed."""
     mine = {"maker": os.getpid()}
     async with served(host) as agent:
         await agent.ask("POST", "/v1/claims", device(host, **mine))
-        await agent.ask("POST", f"/v1/claims/{NAME}/made", mine)
-        await host.wait(lambda: host.claim() is None)
+        assert (await agent.ask("POST", f"/v1/claims/{NAME}/made", mine)).status == 202
+        enrolment = agent.agent.local.enrolment
+        assert enrolment is not None
+        enrolment.reconciler.poke((NAME,))
+        await host.wait(lambda: not enrolment.reconciler.is_at(NAME))
+        assert host.is_in(CREATING)
+        simulated.create(host.directory, host.parents[0], TYPE, NAME)
+        await host.wait(lambda: host.is_in(ACTIVE))
+
+
+async def test_init_is_no_writer(host: Host) -> None:
+    """A claim of a process that never ends could not be taken back."""
+    async with served(host) as agent:
+        refused = await agent.ask("POST", "/v1/claims", device(host, maker=1))
+        assert (refused.status, refused.body["error"]) == (403, "EPERM")
+        assert host.claim() is None
+
+
+async def test_deep_json_is_refused_in_one_line(host: Host) -> None:
+    """Brackets without end are no request, at every depth."""
+    async with served(host) as agent:
+        for depth in (1_000, 100_000):
+            for where in ("/v1/claims", "/v1/mdevctl"):
+                body = b'{"definition":' + b"[" * depth + b"]" * depth + b"}"
+                refused = await agent.ask("POST", where, body)
+                assert (refused.status, refused.body["error"]) == (422, "EINVAL")
+
+
+async def test_members_may_ask_by_any_of_their_groups(host: Host) -> None:
+    """A supplementary group counts, among three hundred of them too."""
+    async with (
+        host.agent() as agent,
+        local_socket(host.bus.run_dir, agent.local, agent.vitals, gid=70_000) as path,
+    ):
+        path.chmod(0o666)
+        _open_up(path)
+        for groups, status in (([70_000], 200), ([*range(69_800, 70_100)], 200), ([69_999], 403)):
+            with ThreadPoolExecutor(1) as nobody:
+                answer = await asyncio.wrap_future(nobody.submit(_as_nobody, path, groups))
+            assert answer.status == status
+
+
+async def test_idle_connections_keep_nobody_out(host: Host) -> None:
+    """The oldest idle connection of a user goes for a new one, and each has a deadline."""
+    async with (
+        host.agent() as agent,
+        local_socket(host.bus.run_dir, agent.local, agent.vitals, seconds=SOON, most=8) as path,
+    ):
+        idle = [_connected(path) for _ in range(40)]
+        assert (await ask(path, "GET", "/healthz")).status == 200
+        assert await asyncio.wrap_future(_READERS.submit(idle[0].recv, 1)) == b""
+        for connection in idle:
+            connection.close()
+
+
+async def test_a_request_that_does_not_arrive_is_cut_off(host: Host) -> None:
+    """Head and body have one deadline together, however slowly they come."""
+    async with (
+        host.agent() as agent,
+        local_socket(host.bus.run_dir, agent.local, agent.vitals, seconds=0.1) as path,
+    ):
+        body = b"POST /v1/claims HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+        for sent in (b"GET /hea", body):
+            connection = _connected(path)
+            connection.sendall(sent)
+            assert await asyncio.wrap_future(_READERS.submit(connection.recv, 1)) == b""
+            connection.close()
+
+
+_READERS = ThreadPoolExecutor(1)
+
+
+def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(SOON)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
+    return connection
 
 
 async def test_a_maker_is_waited_for_over_a_restart_of_the_agent(host: Host) -> None:
@@ -299,10 +396,11 @@ async def test_the_socket_is_for_root_and_the_group(host: Host) -> None:
         assert refused.body.startswith("EACCES: the agent's socket: uid 65534 is neither root nor")
 
 
-def _as_nobody(path: Path) -> Answer:
+def _as_nobody(path: Path, groups: list[int] | None = None) -> Answer:
     """Ask as another user: in Linux a thread has credentials of its own, and this one ends."""
     syscall, setgroups, setresgid, setresuid = ctypes.CDLL(None).syscall, 116, 119, 117  # x86-64
-    assert syscall(setgroups, 0, None) == 0
+    given = (ctypes.c_uint32 * len(groups or ()))(*(groups or ()))
+    assert syscall(setgroups, len(given), given) == 0
     assert syscall(setresgid, 65534, 65534, 65534) == 0
     assert syscall(setresuid, 65534, 65534, 65534) == 0
     return ask_blocking(path, "GET", "/v1/claims", text=True)

@@ -12,6 +12,7 @@ import pytest
 
 from agent import simulated
 from agent.local.mdevctl import Call, Definition, Mdevctl
+from agent.makers import maker_of
 from agent.simulated import PipeWatcher, SimulatedBus
 from coordinator.claims import Hold
 from coordinator.errors import (
@@ -65,7 +66,8 @@ class Tool:
                 holder=self.process.pid,
                 definition=msgspec.convert(self.definition, Definition | None),
                 **words,
-            )
+            ),
+            maker_of(self.process.pid),
         )
 
     async def pre(self, action: str, which: Name = NAME, **more: str) -> None:
@@ -170,13 +172,37 @@ async def test_a_name_that_is_held_elsewhere_is_not_started(host: Host) -> None:
         assert host.claim() is None
 
 
-async def test_what_mdevctl_could_not_make_is_free_again(host: Host) -> None:
-    """After a failed start whose device is absent nothing is made in its place."""
+async def test_what_mdevctl_could_not_make_is_free_when_it_has_ended(host: Host) -> None:
+    """A failure that is reported frees nothing while mdevctl lives, nor is a device made for it."""
     async with tool(host) as mdevctl:
         await mdevctl.pre("start")
         await mdevctl.post("start", done=False)
-        assert host.claim() is None
+        await looked_at(mdevctl)
+        assert host.is_in(CREATING)
+        await mdevctl.end()
+        await host.wait(lambda: host.claim() is None)
         assert host.devices() == set()
+
+
+async def test_a_device_that_appears_after_a_reported_failure_is_claimed(host: Host) -> None:
+    """The write that was said to have failed returns later, and its name was never free."""
+    async with tool(host) as mdevctl:
+        await mdevctl.pre("start")
+        await mdevctl.post("start", done=False)
+        await looked_at(mdevctl)
+        mdevctl.write()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        claim = host.claim()
+        assert claim is not None
+        assert not claim.adopted
+
+
+async def looked_at(mdevctl: Tool) -> None:
+    """The agent has decided about the name after what was said."""
+    enrolment = mdevctl.agent.local.enrolment
+    assert enrolment is not None
+    enrolment.reconciler.poke((NAME,))
+    await mdevctl.host.wait(lambda: not enrolment.reconciler.is_at(NAME))
 
 
 async def test_mdevctl_that_is_killed_before_its_write_leaves_nothing(host: Host) -> None:

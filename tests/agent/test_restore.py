@@ -402,7 +402,7 @@ async def starts(host: Host, agent: Agent, tool: asyncio.subprocess.Process) -> 
         type=TYPE,
         holder=tool.pid,
     )
-    await Mdevctl(agent.local, host.directory / "mdevctl.d").answer(call)
+    await Mdevctl(agent.local, host.directory / "mdevctl.d").answer(call, maker_of(tool.pid))
 
 
 async def test_a_write_under_way_is_waited_for(host: Host) -> None:

@@ -12,13 +12,13 @@ import os
 import sqlite3
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import structlog
 
 from coordinator.errors import MdevnsError
-from coordinator.model import Claim, Maker, Name
+from coordinator.model import Claim, Maker, Name, is_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +76,8 @@ class Kept:
     `revision` is the highest of the store that this host has seen, 0 for none; `lost` are
     claims that a store which was set back no longer has, and that are not settled yet; `unsure`
     are names that may have been given up; `instances` are the host's last enrolments, in order;
-    `reverted` are names whose removal had failed before the store was set back to before that.
+    `reverted` are names whose removal had failed before the store was set back to before that;
+    `in_doubt` are names whose permit cannot be read.
     """
 
     revision: int = 0
@@ -86,6 +87,7 @@ class Kept:
     unsure: set[Name] = field(default_factory=set)
     instances: list[str] = field(default_factory=list)
     reverted: set[Name] = field(default_factory=set)
+    in_doubt: set[Name] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -174,36 +176,115 @@ class Journal:
             self._path.with_name(self._path.name + rest).unlink(missing_ok=True)
 
     def read(self) -> Kept:
-        """All that it holds.
+        """All that it holds and that can be read.
+
+        A row that cannot be read is told in the log, kept in a table of its own, and vouches for
+        nothing: the store says of the claim what is so.
 
         Raises:
             JournalFailed: it cannot be read.
         """
         try:
-            mark = self._file.execute("SELECT revision FROM mark").fetchone()
-            claims = self._file.execute(
-                "SELECT name, claim, lost, unsure, reverted FROM claims"
-            ).fetchall()
-            instances = self._file.execute("SELECT instance FROM instances ORDER BY number")
-            permits = self._file.execute("SELECT name, permit FROM permits").fetchall()
-            known: dict[Name, Claim] = {}
-            lost: dict[Name, Claim] = {}
-            unsure = {Name(name) for name, _, _, is_unsure, _ in claims if is_unsure}
-            reverted = {Name(name) for name, *_, is_reverted in claims if is_reverted}
-            for name, value, is_lost, *_ in claims:
-                (lost if is_lost else known)[Name(name)] = msgspec.json.decode(value, type=Claim)
-            leave = {Name(name): msgspec.json.decode(value, type=Permit) for name, value in permits}
-            return Kept(
-                mark[0] if mark else 0,
-                known,
-                lost,
-                leave,
-                unsure,
-                [instance for (instance,) in instances],
-                reverted,
-            )
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            known, lost, unsure, reverted, damaged = self._read_claims()
+            permits, in_doubt, more = self._read_permits()
+            # Whatever its bytes are: what is not an instance of ours equals no epoch.
+            instances = [
+                value.decode(errors="replace")
+                for (value,) in self._file.execute(
+                    "SELECT CAST(instance AS BLOB) FROM instances ORDER BY number"
+                )
+            ]
+            mark = self._file.execute(
+                "SELECT revision FROM mark WHERE typeof(revision) = 'integer'"
+            ).fetchone()
+        except sqlite3.Error as error:
             raise self._failed(error) from error
+        self._set_aside([*damaged, *more])
+        # Where the mark cannot be read, what was seen of the claims is the least there was.
+        seen = max((each.revision for each in (known | lost).values()), default=0)
+        revision = mark[0] if mark else seen
+        return Kept(revision, known, lost, permits, unsure, instances, reverted, in_doubt)
+
+    def _read_claims(
+        self,
+    ) -> tuple[dict[Name, Claim], dict[Name, Claim], set[Name], set[Name], list[_Damaged]]:
+        known: dict[Name, Claim] = {}
+        lost: dict[Name, Claim] = {}
+        unsure: set[Name] = set()
+        reverted: set[Name] = set()
+        damaged: list[_Damaged] = []
+        rows = self._file.execute(
+            "SELECT CAST(name AS BLOB), CAST(claim AS BLOB), lost, unsure, reverted FROM claims"
+        ).fetchall()
+        for key, value, is_lost, is_unsure, is_reverted in rows:
+            try:
+                name, claim = _name(key), msgspec.json.decode(value, type=Claim)
+                if claim.name != name:
+                    raise _NotOurs(f"it holds a claim of {claim.name}")
+            except _UNREADABLE as error:
+                damaged.append(_Damaged("claims", key, str(error)))
+                continue
+            (lost if is_lost else known)[name] = claim
+            if is_unsure:
+                unsure.add(name)
+            if is_reverted:
+                reverted.add(name)
+        return known, lost, unsure, reverted, damaged
+
+    def _read_permits(self) -> tuple[dict[Name, Permit], set[Name], list[_Damaged]]:
+        permits: dict[Name, Permit] = {}
+        in_doubt: set[Name] = set()
+        damaged: list[_Damaged] = []
+        rows = self._file.execute(
+            "SELECT CAST(name AS BLOB), CAST(permit AS BLOB) FROM permits"
+        ).fetchall()
+        for key, value in rows:
+            try:
+                name = _name(key)
+            except _UNREADABLE as error:
+                damaged.append(_Damaged("permits", key, str(error)))
+                continue
+            try:
+                permits[name] = msgspec.json.decode(value, type=Permit)
+            except _UNREADABLE as error:
+                in_doubt.add(name)  # its row stays until something is written in its place
+                self._tell_of_row("permits", key, str(error))
+        return permits, in_doubt, damaged
+
+    def _set_aside(self, rows: list[_Damaged]) -> None:
+        """Keep rows that cannot be read where nothing reads them, and nothing is kept down.
+
+        A program of before knows nothing of that table, and needs to know nothing.
+        """
+        if not rows:
+            return
+        for row in rows:
+            self._tell_of_row(row.table, row.key, row.why)
+        try:
+            self._file.execute("BEGIN IMMEDIATE")
+            self._file.execute(
+                "CREATE TABLE IF NOT EXISTS damaged (was TEXT, name BLOB, value BLOB, why TEXT)"
+            )
+            for row in rows:
+                column = "claim" if row.table == "claims" else "permit"
+                self._file.execute(
+                    f"INSERT INTO damaged SELECT ?, CAST(name AS BLOB), CAST({column} AS BLOB), ?"  # noqa: S608 - two words of ours
+                    f" FROM {row.table} WHERE CAST(name AS BLOB) = ?",
+                    (row.table, row.why, row.key),
+                )
+                self._file.execute(
+                    f"DELETE FROM {row.table} WHERE CAST(name AS BLOB) = ?",  # noqa: S608 - as above
+                    (row.key,),
+                )
+            self._file.execute("COMMIT")
+        except sqlite3.Error as error:  # a full disk: it is passed over now, and moved by the next
+            with suppress(sqlite3.Error):
+                self._file.execute("ROLLBACK")
+            _log.warning("journal row stays", path=str(self._path), why=str(error))
+
+    def _tell_of_row(self, table: str, key: bytes, why: str) -> None:
+        name = key.decode(errors="backslashreplace")
+        _log.error("journal row is damaged", path=str(self._path), table=table, name=name, why=why)
 
     def write(self, changes: Changes) -> None:
         """Take changes down, all or none; returns when they are on the disk.
@@ -274,6 +355,29 @@ def _check(file: sqlite3.Connection) -> int:
     if schema > _SCHEMA:
         raise _Newer(f"its schema {schema} is newer than {_SCHEMA}")
     return int(schema)
+
+
+class _NotOurs(ValueError):
+    """A row's words are well-formed, and not what this host's journal writes."""
+
+
+# What foreign bytes do to whoever reads them: no JSON, not its shape, no UTF-8, nested too deeply.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class _Damaged(NamedTuple):
+    """A row that cannot be read: the table that it is in, its key's bytes, and what is wrong."""
+
+    table: str
+    key: bytes
+    why: str
+
+
+def _name(key: bytes) -> Name:
+    text = key.decode()
+    if not is_name(text):
+        raise _NotOurs("its key is no name")
+    return Name(text)
 
 
 class _Newer(sqlite3.OperationalError):

@@ -31,13 +31,13 @@ _PROC = Path("/proc")
 _DEAD = frozenset(b"ZXx")
 
 
-def maker_of(pid: int) -> Maker:
+def maker_of(pid: int, proc: Path = _PROC) -> Maker:
     """The process that has this pid now.
 
     Raises:
         NotFound: none has, or it is dead.
     """
-    maker = living(pid)
+    maker = living(pid, proc)
     if maker is None:
         why = "there is no such process"
         raise NotFound(f"pid {pid}", why, "name the one that writes to create", errno_name="ESRCH")
@@ -117,6 +117,16 @@ class Makers:
         self._notes, self._boot_id, self._proc = notes, boot_id, proc
         self._through: dict[Name, Maker] = {}
         self._refused: dict[Name, Maker] = {}
+        self._doubt()
+
+    def _doubt(self) -> None:
+        """Wait, where a permit cannot be read, for as long as its process can live at all.
+
+        That is until the boot ends, and so does process 1: the permit is put in its name. No
+        caller may speak for process 1, so nobody can say that the write has returned.
+        """
+        for name in sorted(self._notes.in_doubt):
+            self.permit(name, maker_of(1, self._proc))
 
     def permit(self, name: Name, maker: Maker) -> None:
         """Note that a process may make a device under a claim of the journal."""

@@ -82,6 +82,11 @@ class Notes:
         """Leave that was given while the store was away."""
         return self._kept.permits
 
+    @property
+    def in_doubt(self) -> set[Name]:
+        """Names whose permit cannot be read: some process may write for them, and which is lost."""
+        return self._kept.in_doubt
+
     # What the informer tells.
 
     def learnt(self, name: Name, claim: Claim | None) -> None:
@@ -248,6 +253,7 @@ class Notes:
 
     def permit(self, name: Name, permit: Permit | None) -> None:
         """Give leave for a device, or take it back."""
+        self._kept.in_doubt.discard(name)
         if permit is not None:
             self._kept.permits[name] = permit
         elif self._kept.permits.pop(name, None) is None:

@@ -157,6 +157,73 @@ def test_a_damaged_file_is_put_aside_and_told(
     assert "journal is damaged" in capsys.readouterr().out
 
 
+DAMAGE = {
+    "no JSON": "UPDATE claims SET claim = x'7b' WHERE name = :name",
+    "not a claim": "UPDATE claims SET claim = x'7b7d' WHERE name = :name",
+    "nested too deeply": "UPDATE claims SET claim = :deep WHERE name = :name",
+    "no UTF-8": "UPDATE claims SET claim = CAST(x'22ff22' AS TEXT) WHERE name = :name",
+    "a number": "UPDATE claims SET claim = 7 WHERE name = :name",
+    "a claim of another name": "UPDATE claims SET claim = :other WHERE name = :name",
+    "no name": "UPDATE claims SET name = 'gpu' WHERE name = :name",
+    "a name that is no UTF-8": "UPDATE claims SET name = CAST(x'ff' AS TEXT) WHERE name = :name",
+}
+
+
+def damage(path: Path, statement: str) -> None:
+    """Do to the file what a disk does."""
+    values = {
+        "name": NAME,
+        "deep": b"[" * 100_000,
+        "other": msgspec.json.encode(claim(name(2))),
+    }
+    with sqlite3.connect(path) as file:
+        file.execute(statement, {k: v for k, v in values.items() if f":{k}" in statement})
+    file.close()
+
+
+@pytest.mark.parametrize("statement", DAMAGE.values(), ids=DAMAGE)
+async def test_a_damaged_row_vouches_for_nothing_and_stops_nothing(
+    path: Path, capsys: pytest.CaptureFixture[str], statement: str
+) -> None:
+    """The others are read, it is kept and told once, and the store's word takes its place."""
+    await kept(path, claim(), claim(name(2)), revision=9)
+    damage(path, statement)
+    notes = Notes(Journal(path))
+    assert notes.claims == {name(2): claim(name(2))}
+    assert notes.vouches(NAME) is None
+    assert "journal row is damaged" in capsys.readouterr().out
+    notes.learnt(NAME, claim())
+    await notes.close()
+    assert Journal(path).read() == Kept(9, {NAME: claim(), name(2): claim(name(2))})
+    assert "damaged" not in capsys.readouterr().out
+    with sqlite3.connect(path) as file:
+        assert file.execute("SELECT count(*) FROM damaged").fetchone() == (1,)
+    file.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE mark SET revision = 'x'", "UPDATE mark SET revision = CAST(x'ff' AS TEXT)"],
+)
+async def test_a_damaged_mark_is_as_far_as_the_claims_are(path: Path, statement: str) -> None:
+    """Of a store that was set back to before them it is known that it was."""
+    await kept(path, claim(revision=8), revision=9)
+    damage(path, statement)
+    assert Journal(path).read().revision == 8
+
+
+async def test_a_damaged_instance_equals_no_epoch(path: Path) -> None:
+    """The enrolments before and after it are known."""
+    notes = Notes(Journal(path))
+    for one in ("i1", "i2", "i3"):
+        notes.enrolled(one)
+    await notes.close()
+    damage(path, "UPDATE instances SET instance = CAST(x'ff' AS TEXT) WHERE instance = 'i2'")
+    first, second, third = Journal(path).read().instances
+    assert (first, third) == ("i1", "i3")
+    assert second != "i2"
+
+
 def test_a_journal_of_a_newer_program_is_left_alone(path: Path) -> None:
     """It is refused, and stays as it is."""
     Journal(path).close()
@@ -317,6 +384,21 @@ async def test_a_permit_is_of_one_boot_and_one_process(path: Path) -> None:
         process.kill()
     assert not Makers(again, lambda: "b1").may_write(NAME, claim())
     await again.close()
+
+
+async def test_a_permit_that_cannot_be_read_holds_until_the_boot_ends(path: Path) -> None:
+    """Its process may write to the kernel still, and nobody can say which it is."""
+    notes = Notes(Journal(path))
+    Makers(notes, lambda: "b1").permit(NAME, MAKER)
+    await notes.close()
+    damage(path, "UPDATE permits SET permit = x'7b' WHERE name = :name")
+    for _ in range(2):  # the agent that finds it, and the next
+        notes = Notes(Journal(path))
+        assert Makers(notes, lambda: "b1").may_write(NAME, claim())
+        await notes.close()
+    notes = Notes(Journal(path))
+    assert not Makers(notes, lambda: "b2").may_write(NAME, claim())
+    await notes.close()
 
 
 def test_a_process_is_known_by_its_start(tmp_path: Path) -> None:

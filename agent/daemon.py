@@ -8,6 +8,7 @@ hold, which is also all that is left of an agent that was killed.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import secrets
 import signal
@@ -64,6 +65,7 @@ _log = structlog.get_logger()
 
 _ETCD_LEASE_FLOOR = 2  # seconds; etcd grants no shorter lease (measured)
 _ENROL_AGAIN = 0.5  # seconds between an enrolment that ended and the next
+_LONGEST = 10.0  # seconds, where the machine has failed many of them
 _STORE_AGAIN = 1.0  # seconds between tries at a store that failed an enrolment
 
 
@@ -97,7 +99,6 @@ def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Directories]:
 
     Raises:
         Misconfigured: the spec is neither `sysfs` nor `sim:DIR`.
-            Or the machine has no machine-id.
         NotFound: there is no such (simulated) host.
         NotAllowed: nobody lets us make devices here.
     """
@@ -107,16 +108,12 @@ def _open_bus(settings: AgentSettings) -> tuple[SysfsBus, Directories]:
         bus = open_bus(settings.bus, places.run)
         problem = bus.problem()
         bus.boot_id()
-        bus.identity()
     except ValueError:
         why = "is neither sysfs nor sim:DIR"
         raise Misconfigured(what, why, "see: mdevns agent --help") from None
     except FileNotFoundError:
         why = "there is no host: no boot id can be read"
         raise NotFound(what, why, "make a simulated one: mdevns sim init DIR") from None
-    except MachineUnknown as error:
-        hint = "set it up: systemd-machine-id-setup"
-        raise Misconfigured(str(error.filename), str(error.strerror), hint) from None
     except PermissionError as error:
         raise NotAllowed(what, str(error.strerror), errno_name="EACCES") from None
     if problem is not None:  # a driver that loads later is an ordinary boot
@@ -162,6 +159,7 @@ async def _serve(settings: AgentSettings, bus: SysfsBus, places: Directories) ->
         credentials=settings.credentials,
         probe=keys.hold,
         writable=keys.names,
+        waits=True,  # for files that are being replaced; what is configured was checked
     )
     parts = Parts(
         store=MeteredStore(store, metrics),
@@ -204,6 +202,7 @@ class Agent:
         self._settings, self._parts = settings, parts
         self.stop = asyncio.Event()
         self.vitals = Vitals(parts.clock)
+        self._pause = _ENROL_AGAIN
         self.local = Local(parts, settings.host)
         """What callers on this host may ask."""
 
@@ -220,9 +219,9 @@ class Agent:
         try:
             with serving(parse_address(self._settings.metrics), metrics, self.vitals):
                 while not self.stop.is_set():
-                    await self._serve_once()
+                    await self._serve_or_wait()
                     # Two agents of one host would fence one another as fast as they can.
-                    await unless(self.stop, asyncio.sleep(_ENROL_AGAIN))
+                    await unless(self.stop, asyncio.sleep(self._pause))
         finally:
             beating.cancel()
         _log.info("stopped", host=self._settings.host)
@@ -237,6 +236,24 @@ class Agent:
                     await self.stop.wait()
         notifier.stopping()
 
+    async def _serve_or_wait(self) -> None:
+        """Serve once; what the machine has no room for now is tried again, ever more rarely.
+
+        A full run directory, no descriptor left, or a machine-id that is being written mends
+        itself or is mended by others, and devices do not need the agent meanwhile.
+        """
+        try:
+            await self._serve_once()
+        except OSError as error:
+            self._note("cannot enrol", _line(error))
+            self._pause = min(2 * self._pause, _LONGEST)
+
+    def _note(self, what: str, trouble: str | None) -> None:
+        """Say what keeps the agent from enrolling when it begins; readiness says it meanwhile."""
+        if trouble is not None and trouble != self.vitals.trouble:
+            _log.warning(what, host=self._settings.host, error=trouble)
+        self.vitals.trouble = trouble
+
     async def _serve_once(self) -> None:
         # Orders of an enrolment before this one, by whichever agent, that have not begun
         # never will; those that have are in flight for whoever looks from here on.
@@ -245,6 +262,8 @@ class Agent:
         session = await self._enrol(boot_id)
         if session is None:
             return
+        self._note("enrolled", None)
+        self._pause = _ENROL_AGAIN
         _log.info("enrolled", host=session.host, instance=session.instance)
         if session.restore is not None:
             _log.warning("a restore is under way", **told_of(session.restore))
@@ -292,7 +311,7 @@ class Agent:
                 return session
             except StoreError as error:
                 self.local.say_away(isinstance(error, Unreachable | OutcomeUnknown))
-                _log.warning("cannot enrol", host=self._settings.host, error=error.line)
+                self._note("cannot enrol", error.line)
                 await unless(self.stop, asyncio.sleep(_STORE_AGAIN))
         return None
 
@@ -306,3 +325,13 @@ class Agent:
     def _waits(self, why: str) -> None:
         self.local.say_away(is_away=False)
         _log.warning("waiting to enrol", host=self._settings.host, why=why)
+
+
+def _line(error: OSError) -> str:
+    """An error of the machine as one line: its name, where, and what to do."""
+    name = errno.errorcode.get(error.errno or 0, "EIO")
+    where = f"{error.filename}: " if error.filename else ""
+    hint = "it is tried again"
+    if isinstance(error, MachineUnknown):
+        hint = "set it up: systemd-machine-id-setup"
+    return f"{name}: {where}{error.strerror or error}; {hint}"

@@ -145,7 +145,12 @@ class Enrolment:
         self.reconciler = Reconciler(self.enrolled)
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Serve until fenced, or until `stop`: then finish what the kernel was given."""
+        """Serve until fenced, or until `stop`: then finish what the kernel was given.
+
+        Raises:
+            OSError: the machine has no room for it, at this moment perhaps.
+        """
+        hints = self._listen()  # before any task: what fails here leaves none behind
         tasks = [
             asyncio.create_task(work)
             for work in (
@@ -159,7 +164,6 @@ class Enrolment:
             )
         ]
         stopped = asyncio.create_task(stop.wait())
-        hints = self._listen()
         try:
             await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set():
@@ -179,7 +183,7 @@ class Enrolment:
                 self._parts.notes.set_back(result.why)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, (Fenced, SetBack)):
-                raise result  # a defect: those two end an enrolment, or a stop does
+                raise result  # those two end an enrolment, or a stop does; what else, who calls
 
     @property
     def answers(self) -> bool:
@@ -298,7 +302,11 @@ class Enrolment:
         watcher = self._parts.bus.watch()
         if watcher is not None:
             loop = asyncio.get_running_loop()
-            loop.add_reader(watcher.fileno(), self._hinted, watcher)
+            try:
+                loop.add_reader(watcher.fileno(), self._hinted, watcher)
+            except OSError:
+                watcher.close()
+                raise
         return watcher
 
     def _hinted(self, watcher: Watcher) -> None:

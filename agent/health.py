@@ -32,6 +32,7 @@ class Facts:
     bus_trouble: str | None = None
     restoring: str | None = None
     degraded: tuple[str, ...] = ()
+    trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def verdict(facts: Facts) -> Verdict:
         reasons.append(f"its event loop has stood still for {facts.since_beat:.0f} s")
     if facts.session_left is None:
         reasons.append("it is not enrolled")
+        if facts.trouble is not None:
+            reasons.append(facts.trouble)
     elif facts.session_left <= 0:
         reasons.append("the store has not answered for a session's time")
     if not facts.listed:
@@ -91,6 +94,8 @@ class Vitals:
         """What is wrong with single parents, while the others are served."""
         self.restore: RestoreValue | None = None
         self.frozen = False
+        self.trouble: str | None = None
+        """What keeps it from enrolling, where that is known."""
 
     def beat(self) -> None:
         """The event loop goes round."""
@@ -122,6 +127,7 @@ class Vitals:
                 for parent, troubles in self.degraded.items()
                 for trouble in troubles
             ),
+            trouble=self.trouble,
         )
 
 

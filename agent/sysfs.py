@@ -45,6 +45,7 @@ __all__ = ["MachineUnknown", "OpenFile", "SysfsBus", "SystemCalls", "UdevWatcher
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NIL = "00000000-0000-0000-0000-000000000000"  # the kernel takes it, it is no name of ours
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of the machine's room, not of the file
 _EVENTS_AT_ONCE = 10_000  # a bound for one drain; what is left makes the next hint
 _PAGE = 65536  # bytes, more than a file of sysfs has: no more than the largest page
 _DIGITS = 20  # of a number; the kernel's have fewer
@@ -119,17 +120,23 @@ class SysfsBus:
 
         Raises:
             MachineUnknown: there is no machine-id, or it is not set yet.
+            OSError: they cannot be read at this moment, which says nothing of the machine.
         """
         from coordinator.model import IdentityValue  # noqa: PLC0415 - workers start without it
 
         path = self.root / "etc/machine-id"
-        machine_id = _read(path) or ""
+        machine_id = ""
+        with suppress(FileNotFoundError):
+            machine_id = _read_text(path)
         if not re.fullmatch(r"[0-9a-f]{32}", machine_id):
             raise MachineUnknown(errno.ENODATA, "the machine-id is not set", str(path))
         product_uuid = None
-        with suppress(OSError):  # not every machine has one, and it is root's to read
-            text = (self.root / "sys/class/dmi/id/product_uuid").read_text().strip().lower()
+        try:
+            text = _read_text(self.root / "sys/class/dmi/id/product_uuid").lower()
             product_uuid = text or None
+        except OSError as error:  # not every machine has one, and it is root's to read
+            if error.errno in _SHORT:
+                raise
         return IdentityValue(machine_id=machine_id, product_uuid=product_uuid)
 
     def problem(self) -> str | None:

@@ -48,8 +48,20 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
         """See that they are whole, safe, and can be used for these endpoints.
 
         Raises:
-            Misconfigured: a half of a pair is missing, a file cannot be read or used or may be
-                read by others, or they would not be protected on their way.
+            Misconfigured: as `check_words`; or a file cannot be read or used, or others may
+                read it.
+        """
+        self.check_words(endpoints)
+        if endpoints[0].secure:
+            Certificates(self).read()
+        self.password()
+
+    def check_words(self, endpoints: Sequence[Endpoint]) -> None:
+        """See that what is configured fits together, whatever the files hold at this moment.
+
+        Raises:
+            Misconfigured: a half of a pair is missing, or they would not be protected on their
+                way.
         """
         _both("cert", self.cert, "key", self.key)
         _both("user", self.user, "password_file", self.password_file)
@@ -62,9 +74,6 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
         if self.user is not None and not secure and not all(map(_is_local, endpoints)):
             why = "its password would go over the network in the clear"
             raise _wrong("user", self.user, why, "write the endpoints as https://…")
-        if secure:
-            Certificates(self).read()
-        self.password()
 
     def password(self) -> str | None:
         """The password as the file has it now.

@@ -55,6 +55,9 @@ class EtcdStore:
     3.6.9 checks no role inside nested transactions, so each transaction with nested writes names
     this key at the top level, where every version checks: a reader is refused there.
 
+    `waits`: certificates and a password that cannot be used yet are no error here; calls are
+    `Unreachable` until their files are mended.
+
     A write whose task is cancelled may have been done, as with `OutcomeUnknown`.
 
     Raises:
@@ -70,11 +73,13 @@ class EtcdStore:
         credentials: Credentials = _NONE,
         probe: str = "/mdevns/",
         writable: str | None = None,
+        *,
+        waits: bool = False,
     ) -> None:
         if timeout <= 0:
             raise Misconfigured("etcd timeout", f"{timeout} s is no time", "give more than 0")
         parsed = parse_endpoints(endpoints)
-        credentials.check(parsed)
+        (credentials.check_words if waits else credentials.check)(parsed)
         rng = rng or random.Random()  # noqa: S311 - spreads pauses, guards no secret
         self._servers = Servers(parsed, credentials, timeout, rng, to_bytes(probe))
         self._writable = writable

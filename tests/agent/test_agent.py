@@ -386,6 +386,67 @@ async def test_an_evicted_agent_enrols_again_and_goes_on(host: Host) -> None:
         assert kv.value != b"an evict"
 
 
+def _no_machine_id(host: Host) -> Path:
+    path = host.directory / "etc/machine-id"
+    path.write_text("uninitialized\n")
+    return path
+
+
+def _no_boot_id(host: Host) -> Path:
+    path = host.directory / "proc/sys/kernel/random/boot_id"
+    path.unlink()
+    return path
+
+
+def _no_generation(host: Host) -> Path:
+    path = host.bus.run_dir / "generation"
+    path.unlink()
+    path.symlink_to("generation")  # ELOOP, for root too
+    return path
+
+
+def _no_events(host: Host) -> Path:
+    path = host.directory / "kernel/events"
+    path.rename(path.with_name("kept"))
+    path.symlink_to("events")
+    return path
+
+
+@pytest.mark.parametrize("spoil", [_no_machine_id, _no_boot_id, _no_generation, _no_events])
+async def test_what_the_machine_fails_at_an_enrolment_ends_no_agent(
+    host: Host, capsys: pytest.CaptureFixture[str], spoil: Callable[[Host], Path]
+) -> None:
+    """It says why it is not ready, once in the log, and goes on when that has passed."""
+    async with host.agent() as agent:
+        await host.ask()
+        await host.wait(lambda: host.is_in(ACTIVE))
+        whole = {
+            path: path.read_bytes()
+            for path in (
+                host.directory / "etc/machine-id",
+                host.directory / "proc/sys/kernel/random/boot_id",
+            )
+        }
+        path = spoil(host)
+        session = host.desk.kv(host.desk.keys.session(HOST))
+        assert session is not None
+        host.desk.core.expire(session.lease)
+        await host.wait(lambda: agent.vitals.trouble)
+        trouble, told = agent.vitals.trouble, verdict(agent.vitals.facts())
+        assert told.live
+        assert trouble in told.reasons
+        assert capsys.readouterr().out.count("cannot enrol") == 1
+        if path in whole:
+            path.write_bytes(whole[path])
+        else:
+            path.unlink()
+        if path.name == "events":
+            path.with_name("kept").rename(path)
+        await host.wait(lambda: agent.vitals.trouble is None and agent.vitals.listed)
+        assert host.is_in(ACTIVE)
+        assert "cannot enrol" not in capsys.readouterr().out
+
+
 async def test_a_lost_session_is_replaced(host: Host) -> None:
     """An agent whose lease was revoked early enrols again; no claim is touched."""
     async with host.agent():

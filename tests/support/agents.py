@@ -81,15 +81,20 @@ def parts(store: Store, keys: Keys, bus: Bus, workers: Workers, notes: Notes) ->
 class AgentProcess:
     """A host's agent as a process. A context manager: it and its workers are gone after.
 
-    `arguments` are more for the command.
+    `arguments` are more for the command, `config` is its file.
     """
 
     def __init__(
-        self, host: SimulatedHost, endpoints: Sequence[str], cluster: str, *arguments: str
+        self,
+        host: SimulatedHost,
+        endpoints: Sequence[str],
+        cluster: str,
+        *arguments: str,
+        config: Path = Path(os.devnull),
     ) -> None:
         self.host, self.endpoints, self.cluster = host, tuple(endpoints), cluster
         self.log = host.directory / "agent.log"
-        self._arguments = arguments
+        self._arguments, self._config = arguments, config
         self._process: subprocess.Popen[bytes] | None = None
         self._log_from = 0
 
@@ -114,7 +119,7 @@ class AgentProcess:
         ours |= {k: v for k, v in os.environ.items() if k.startswith("MDEVNS_TEST_")}
         return ours | {
             "PYTHONPATH": os.pathsep.join([str(_ROOT), *sys.path[1:]]),
-            "MDEVNS_CONFIG": os.devnull,
+            "MDEVNS_CONFIG": str(self._config),
             "MDEVNS_ENDPOINTS": ",".join(self.endpoints),
             "MDEVNS_CLUSTER": self.cluster,
         }

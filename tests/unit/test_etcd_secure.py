@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,10 @@ from coordinator.errors import MdevnsError, Misconfigured, NotAllowed, Unreachab
 from coordinator.etcd import EtcdStore
 from coordinator.store import Put, Txn, absent, get, prefix
 from tests.support import rawetcd
+from tests.support.agents import AgentProcess, SimulatedHost
+from tests.support.local_client import ask_blocking
 from tests.support.tls import EXPIRED, Authority, secure_etcd
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -203,6 +207,57 @@ def test_what_cannot_be_used_is_a_misconfiguration(
     with pytest.raises(Misconfigured) as caught:
         EtcdStore(["https://127.0.0.1:1"], credentials=spoil(authority, authority.client()))
     assert told in caught.value.message
+
+
+def _half_replaced(authority: Authority, key: Path) -> Callable[[], object]:
+    old = key.read_bytes()
+    authority.issue("client")
+    new = key.read_bytes()
+    key.write_bytes(old)
+    return lambda: key.write_bytes(new)
+
+
+def _readable_for_a_moment(_: Authority, key: Path) -> Callable[[], object]:
+    key.chmod(0o644)
+    return partial(key.chmod, 0o600)
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("spoil", [_half_replaced, _readable_for_a_moment])
+def test_an_agent_waits_for_certificates_that_are_being_replaced(
+    authority: Authority,
+    tmp_path: Path,
+    spoil: Callable[[Authority, Path], Callable[[], object]],
+) -> None:
+    """A restart in that moment ends with no exit code; it says why it waits, and enrols."""
+    whole = authority.client()
+    assert whole.key is not None
+    mend = spoil(authority, whole.key)
+    files = {"--cacert": whole.cacert, "--cert": whole.cert, "--key": whole.key}
+    config = tmp_path / "mdevns.toml"
+    config.write_text("".join(f'{flag[2:]} = "{path}"\n' for flag, path in files.items()))
+    host = SimulatedHost(tmp_path / "h", "gpu01").init()
+    with secure_etcd(authority, authority.issue("etcd", "127.0.0.1")) as etcd:
+        agent = AgentProcess(host, [etcd.endpoint], "test", "--session-ttl", "3", config=config)
+        with agent:
+            agent.start(wait=False)
+            wait_until(lambda: agent.events("cannot enrol") or not agent.running, DEADLINE)
+            assert agent.running, agent.tail()
+            ready = ask_blocking(host.directory / "run/agent.sock", "GET", "/readyz")
+            assert ready.status == 503
+            assert "client" in str(ready.body["reasons"])
+            mend()
+            wait_until(lambda: agent.enrolled, DEADLINE)
+
+
+def test_what_is_configured_for_an_agent_is_checked_at_once(authority: Authority) -> None:
+    """A store that waits for files waits for no half of a pair."""
+    with pytest.raises(Misconfigured, match="is of no use without key"):
+        EtcdStore(
+            ["https://127.0.0.1:1"],
+            credentials=_without_key(authority, authority.client()),
+            waits=True,
+        )
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,14 @@ def test_an_agent_that_waits_lives_and_is_not_ready(facts: Facts, says: str) -> 
     assert says in found.reasons[0]
 
 
+def test_what_keeps_an_agent_from_enrolling_is_a_reason() -> None:
+    """It follows the fact itself, and says nothing of one that is enrolled."""
+    trouble = "EMFILE: no descriptor left"
+    found = verdict(replace(WELL, session_left=None, trouble=trouble))
+    assert found.reasons == ("it is not enrolled", trouble)
+    assert verdict(replace(WELL, trouble=trouble)).ready
+
+
 def test_an_agent_whose_loop_stands_still_is_dead() -> None:
     """Without a beat nothing else that is known counts."""
     found = verdict(replace(WELL, since_beat=16.0))

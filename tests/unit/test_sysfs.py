@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import resource
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -265,6 +267,26 @@ def test_the_machine_is_identified(tree: TreeBuilder, bus: SysfsBus) -> None:
     dmi.parent.mkdir(parents=True)
     dmi.write_text("4C4C4544-0042\n")
     assert bus.identity().product_uuid == "4c4c4544-0042"
+
+
+def test_no_descriptor_left_is_no_word_on_the_machine(tree: TreeBuilder, bus: SysfsBus) -> None:
+    """A machine-id that cannot be opened for want of room is not taken to be absent."""
+    for path, text in (("etc/machine-id", "0" * 32), ("sys/class/dmi/id/product_uuid", "p")):
+        (tree.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree.root / path).write_text(text)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fd = os.open("/", os.O_RDONLY)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd, limits[1]))
+        assert errno_of(bus.identity) == "EMFILE"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1, limits[1]))
+        os.close(fd)
+        fd = -1
+        assert bus.identity() == IdentityValue(machine_id="0" * 32, product_uuid="p")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        if fd >= 0:
+            os.close(fd)
 
 
 def test_the_type_is_read_again_before_a_remove(host: Path) -> None:

@@ -29,13 +29,17 @@ MADE := .venv/made
 # Which of the deliberate defects are tried, and whether by each kind of test.
 ALL ?=
 ONLY ?=
+# How many workers test side by side: most tests wait, so there are more than processors.
+WORKERS ?= 6
+PARALLEL = -n $(WORKERS) --dist loadgroup
 # Seconds for one test of the lab, its guests' boot included: what waits in it has its own deadline.
 LAB_S := 900
 
-.PHONY: .venv bench chaos check clean constraints demo explore help kernel lab man mutants pictures sim test
+.PHONY: .venv bench chaos check clean constraints demo explore help kernel lab man mutants pictures sim \
+    test test-all
 
 help:  ## this list
-	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[-.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .venv: $(MADE)  ## the environment, with .venv/bin/mdevns (PYTHON=… to choose the Python)
 
@@ -48,8 +52,11 @@ $(MADE): pyproject.toml constraints.txt
 demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 leaves it running)
 	@.venv/bin/mdevns demo $(if $(KEEP),--keep)
 
-test: $(MADE)  ## everything this machine can run, the lab apart (CI=true allows no skip)
-	@.venv/bin/pytest tests --ignore=tests/lab
+test: $(MADE)  ## what this machine can run, without lab and long searches (WORKERS=6 at once)
+	@.venv/bin/pytest tests --ignore=tests/lab $(PARALLEL) -m "not long"
+
+test-all: $(MADE)  ## the same with the long ones: chaos, kills, searches, installs (CI=true: no skip)
+	@.venv/bin/pytest tests --ignore=tests/lab $(PARALLEL)
 
 # Whatever the figures say it ends well; only a whole run writes docs/bench anew.
 bench: $(MADE)  ## ours against etcd's own, in turns, under 5 minutes (QUICK=1, LINES="claim …")

@@ -3,6 +3,10 @@
 With `CI=true` nothing may be skipped: a skip fails with its reason. Without, a test marked
 `containers` is skipped where there is no Docker daemon. At the end of a session no process
 may be left that a test has started, however indirectly.
+
+Tests may run in several workers side by side (`pytest -n`). Each worker is a session of its
+own: its etcd, its directories and its mark are not another worker's, and what it leaves fails
+the whole run. Tests that use Docker share one worker, for they share images and networks.
 """
 
 from __future__ import annotations
@@ -31,6 +35,9 @@ IN_CI = os.environ.get("CI") == "true"
 # Inherited by every process that a test starts, and by theirs, so that none can hide.
 MARK = ("MDEVNS_TEST_SESSION", uuid.uuid4().hex)
 END_DEADLINE = 10  # seconds for what is just ending
+HERE = Path(__file__).parent
+# Folders of tests that start containers, or build images.
+DOCKER = {"cluster", "chaos", "deploy"}
 LEFT = pytest.StashKey[list[str]]()
 
 # Hypothesis would make CI's runs all alike; ours are to find new things and say how to repeat.
@@ -53,12 +60,27 @@ def pytest_configure() -> None:
     os.environ.update([MARK])
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip by name what needs a Docker daemon, where there is none."""
+    """Skip by name what needs a Docker daemon, where there is none, and group what shares."""
     needing = [item for item in items if item.get_closest_marker("containers")]
+    for item in items:
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     if needing and not docker_runs():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="needs a Docker daemon"))
+
+
+def _group(item: pytest.Item) -> str | None:
+    """Which tests one worker has to run: those of Docker, and those that share a module's hosts."""
+    if not item.path.is_relative_to(HERE):  # a run of the tests that a test has begun
+        return None
+    path = item.path.relative_to(HERE)
+    if path.parts[0] in DOCKER or item.get_closest_marker("containers"):
+        return "docker"
+    scopes = getattr(item, "fixturenames", ())
+    return str(path) if "pair" in scopes else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -111,8 +133,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     Not a fixture: its failure would belong to the last test, which may be expected to fail.
     """
     if not wait_until(lambda: not _our_processes(), END_DEADLINE):
-        session.config.stash[LEFT] = [_command(process) for process in _our_processes()]
+        left = [_command(process) for process in _our_processes()]
+        session.config.stash[LEFT] = left
+        if output := getattr(session.config, "workeroutput", None):
+            output["left"] = left
+    if session.config.stash.get(LEFT, []):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """Take over what a worker says it left: it has no exit status of its own."""
+    config: pytest.Config = node.config  # type: ignore[attr-defined]  # xdist has no public type
+    left = getattr(node, "workeroutput", {}).get("left", [])
+    config.stash[LEFT] = config.stash.get(LEFT, []) + left
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -142,7 +176,7 @@ def _command(process: Path) -> str:
 
 @pytest.fixture(scope="session")
 def etcd() -> Iterator[EmbeddedEtcd]:
-    """A real etcd server, one for the session: take a cluster name of your own in it."""
+    """A real etcd server, one for each worker: take a cluster name of your own in it."""
     try:
         server = EmbeddedEtcd()
         with server:

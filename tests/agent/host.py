@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOON", "Host", "process"]
 
-SOON = 20.0  # seconds for what takes a fraction of one on a quiet machine
+SOON = 60.0  # seconds for what takes a fraction of one on a quiet machine
 
 
 class Host:

@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.containers, pytest.mark.timeout(600)]
 
 SECONDS = 45.0  # in which faults are begun; all else comes on top
 SOON = 60.0  # seconds, for a busy machine

@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import pytest
+
 from coordinator.client import Client
 from coordinator.clock import SystemClock
 from coordinator.creating import Ask, create
@@ -68,6 +70,7 @@ class Race:
         return f"seed {self.seed}; leaders killed: {kills}; answers: {dict(sorted(kinds.items()))}"
 
 
+@pytest.mark.long
 def test_two_hosts_race_for_a_thousand_names_while_the_leader_is_killed(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -36,10 +36,10 @@ def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
     )
     with run:
         try:
-            wait_until((place / "up").exists)
+            wait_until((place / "up").exists, 60)
             assert list(made.glob("mdevns-etcd-*"))
             run.terminate()
-            said, _ = run.communicate(timeout=30)
+            said, _ = run.communicate(timeout=60)
         finally:
             run.kill()
     assert run.returncode == pytest.ExitCode.INTERRUPTED, said

@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import pytest
+
 from coordinator.client import Client
 from coordinator.clock import SystemClock
 from coordinator.creating import Ask, create
@@ -79,6 +81,7 @@ class Spell:
         )
 
 
+@pytest.mark.long
 def test_a_hundred_kills_of_agents_leave_nothing_wrong(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
     """After the last restart names, claims and devices agree, and whoever was answered has it."""
     given = os.environ.get("MDEVNS_TEST_SEED")

@@ -156,6 +156,7 @@ def _needed(program: str) -> None:
         pytest.skip(f"there is no {program}; install {program}")
 
 
+@pytest.mark.long
 @pytest.mark.containers
 def test_the_cluster_comes_up_refuses_a_duplicate_and_is_gone(tmp_path: Path) -> None:
     """Members and hosts are there for who shows a certificate, and afterwards nothing is left."""

@@ -47,6 +47,7 @@ def names(root: Path, link: str) -> str | None:
     return str(path.readlink()) if path.is_symlink() else None
 
 
+@pytest.mark.long
 def test_it_is_installed_upgraded_rolled_back_and_removed(tmp_path: Path) -> None:
     """Each version has an environment of its own, links say which is used, and edits stay.
 

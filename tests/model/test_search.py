@@ -87,6 +87,7 @@ LEFT_OUT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", LEFT_OUT)
 def test_a_rule_that_is_left_out_is_missed(rule: str) -> None:
     """Without one of the rules the search finds what the rule is there against."""
@@ -96,6 +97,7 @@ def test_a_rule_that_is_left_out_is_missed(rule: str) -> None:
     assert found.trace[-1] == f"then: {found.violation}"
 
 
+@pytest.mark.long
 def test_one_name_is_searched_to_its_end() -> None:
     """With crashes, lost answers, reboots and lapses, nothing is found in all that one name can."""
     found = Search(World(PLAIN), 1).run(states=20_000)
@@ -103,6 +105,7 @@ def test_one_name_is_searched_to_its_end() -> None:
     assert found.settled == found.states > 7_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("names", [1, 2])
 def test_nothing_is_found_near_the_beginning_of_the_widest_space(names: int) -> None:
     """With every fault at once, nothing is found in the first states from an empty cluster."""
@@ -111,6 +114,7 @@ def test_nothing_is_found_near_the_beginning_of_the_widest_space(names: int) -> 
     assert found.states == 10_000
 
 
+@pytest.mark.long
 def test_two_names_are_searched_some_way() -> None:
     """With a restore between any two steps of two names, nothing is found in the first states."""
     found = Search(World(replace(PLAIN, restores=True)), 2).run(states=15_000, every=16)

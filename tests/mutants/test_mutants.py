@@ -33,6 +33,7 @@ def test_each_defect_has_an_id_of_its_own_and_tests_that_exist() -> None:
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.long
 def test_a_sample_is_killed() -> None:
     """The tests that are said to kill them do, and pass where there is no defect."""
     with Trees.of() as trees:
@@ -54,6 +55,7 @@ def made_up(old: str, new: str) -> Defect:
     )
 
 
+@pytest.mark.long
 def test_what_no_test_minds_is_told_as_a_survivor() -> None:
     """What survives makes the whole fail."""
     other = made_up('__all__ = ["batched"]', '__all__ = ["batched"]\nHARMLESS = True')
@@ -76,6 +78,7 @@ def test_a_defect_whose_place_has_moved_is_stale(old: str, tmp_path: Path) -> No
     assert failed([stale], unsound=[])
 
 
+@pytest.mark.long
 def test_what_only_hangs_or_cannot_be_run_is_no_kill() -> None:
     """A test has to fail of it by what it expects; a deadline of its own counts, and is told."""
     line = "FAILED tests/unit/test_a.py::test_b - "
@@ -86,6 +89,7 @@ def test_what_only_hangs_or_cannot_be_run_is_no_kill() -> None:
     assert judge(5, "", 1.0).fate is Fate.BROKEN
 
 
+@pytest.mark.long
 def test_each_kind_of_test_is_asked_for_itself(tmp_path: Path) -> None:
     """With ALL=1 a kind that is there is run whole, after what the defect names of it."""
     (tmp_path / "tests/model").mkdir(parents=True)

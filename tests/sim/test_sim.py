@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.sim.schedule import Schedule, generate
 
 KEPT = Path(__file__).parent / "kept.jsonl"
@@ -26,6 +28,7 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_fresh_seeds_break_no_promise() -> None:
     """No schedule of seeds that nobody has tried before breaks a promise."""
     done = simulate("--runs", str(RUNS))
@@ -33,6 +36,7 @@ def test_fresh_seeds_break_no_promise() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_what_once_broke_a_promise_does_not_any_more() -> None:
     """The schedules that were kept break no promise."""
     done = simulate("--file", str(KEPT))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 IN_CI = os.environ.get("CI") == "true"
 # Inherited by every process that a test starts, and by theirs, so that none can hide.
 MARK = ("MDEVNS_TEST_SESSION", uuid.uuid4().hex)
-END_DEADLINE = 10  # seconds for what is just ending
+END_DEADLINE = 60  # seconds for what is just ending
 HERE = Path(__file__).parent
 # Folders of tests that start containers, or build images.
 DOCKER = {"cluster", "chaos", "deploy"}

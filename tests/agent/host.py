@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from coordinator.states import ClaimState
     from coordinator.store import Store
 
-__all__ = ["SOON", "Host", "process"]
+__all__ = ["SESSION", "SOON", "Host", "process"]
 
 SOON = 60.0  # seconds for what takes a fraction of one on a quiet machine
+SESSION = 60  # seconds, so that no session lapses because the machine is busy
 
 
 class Host:
@@ -65,14 +66,19 @@ class Host:
 
     @asynccontextmanager
     async def agent(
-        self, *, rescan: float = 0.2, metrics: str = OFF, enrols: bool = True
+        self,
+        *,
+        rescan: float = 0.2,
+        metrics: str = OFF,
+        enrols: bool = True,
+        session: int = SESSION,
     ) -> AsyncIterator[Agent]:
         """An agent that serves the host; it is stopped as SIGTERM stops it.
 
         Returns when it is enrolled, unless it cannot.
         """
         settings = AgentSettings(
-            host=HOST, bus=self.bus.spec, session_ttl=5, rescan=rescan, metrics=metrics
+            host=HOST, bus=self.bus.spec, session_ttl=session, rescan=rescan, metrics=metrics
         )
         counted = Metrics()
         notes = Notes(Journal(journal_path(self.state, "test", HOST)))

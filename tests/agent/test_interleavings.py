@@ -21,11 +21,11 @@ from coordinator.errors import Fenced, MdevnsError, NameTaken, TryAgain, Unreach
 from coordinator.model import AfterRemoval, Removal, Wish
 from coordinator.states import ClaimState
 from coordinator.store import Delete, Put, Txn
-from tests.agent.host import Host, process
+from tests.agent.host import SOON, Host, process
 from tests.agent.test_local import device, served
 from tests.agent.test_mdevctl import Away, Tool, after_a_reboot, persistent, tool
 from tests.support.desk import HOST, NAME, OTHER, TYPE, name, wish
-from tests.support.faulty import Fate, FaultyStore
+from tests.support.faulty import Fate, FaultyStore, FirstLate
 from tests.unit.test_journal import claim as journal_claim
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class HeldBus(SimulatedBus):
         if self.holds:
             self.holds = False
             self.held.set()
-            assert self.go.wait(30)
+            assert self.go.wait(SOON)
         return seen
 
 
@@ -421,21 +421,14 @@ async def test_a_recall_that_was_refused_takes_nothing_for_nobody_later(host: Ho
         await host.wait(lambda: host.is_in(DEFINED))
     host.desk.core.restore(snapshot)
     host.desk.store.begin_anew()
-    fates: Iterator[Fate] = iter([Fate.DELAY])
-    is_dropping = True
-
-    def fate(txn: Txn) -> Fate:
-        if NAME not in repr(txn):
-            return Fate.DELIVER
-        return next(fates, Fate.DROP if is_dropping else Fate.DELIVER)
-
+    fate = FirstLate(NAME)
     faulty = FaultyStore(host.store, fate)
     host.store = faulty
     async with host.agent(enrols=False) as agent:
         await host.wait(lambda: faulty.late)
         before = epoch(host)
         taken = await host.desk.active(NAME, wish(OTHER))
-        is_dropping = False
+        fate.passes = True
         await host.wait(lambda: NAME not in agent._parts.notes.lost)
         await enrolled_anew(host, before)
         await host.desk.make(host.desk.claims.evict(taken, definitions=True, now="t"))
@@ -447,14 +440,7 @@ async def test_a_claim_in_doubt_that_met_a_hold_takes_nothing_when_it_is_lifted(
     host: Host,
 ) -> None:
     """The caller is told that nobody knows; the first copy arrives after the hold."""
-    fates: Iterator[Fate] = iter([Fate.DELAY])
-    is_dropping = True
-
-    def fate(txn: Txn) -> Fate:
-        if NAME not in repr(txn):
-            return Fate.DELIVER
-        return next(fates, Fate.DROP if is_dropping else Fate.DELIVER)
-
+    fate = FirstLate(NAME)
     faulty = FaultyStore(host.store, fate)
     host.store = faulty
     async with served(host) as agent:
@@ -463,7 +449,7 @@ async def test_a_claim_in_doubt_that_met_a_hold_takes_nothing_when_it_is_lifted(
         before = epoch(host)
         hold = host.desk.keys.hold
         await host.desk.store.txn(Txn(success=(Put(hold, b"{}"),)))
-        is_dropping = False
+        fate.passes = True
         assert (await asking).status == 504
         await enrolled_anew(host, before)
         await host.desk.store.txn(Txn(success=(Delete(hold),)))

@@ -40,7 +40,7 @@ class Searched:
 def searched(etcd: EmbeddedEtcd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
     """An agent of a host with some devices and room for more."""
     host = SimulatedHost(tmp_path_factory.mktemp("s") / "h", "gpu01", types={TYPE: 64}).init()
-    with AgentProcess(host, [etcd.endpoint], uuid.uuid4().hex, "--session-ttl", "60") as agent:
+    with AgentProcess(host, [etcd.endpoint], uuid.uuid4().hex) as agent:
         agent.start()
         socket = host.directory / "run" / "agent.sock"
         parent = next((host.directory / "sys/class/mdev_bus").iterdir()).name

@@ -149,6 +149,8 @@ class Host:
     cli: Cli
     name: str
     directory: Path
+    session: int = 60
+    """Seconds that its session lasts: no busy machine ends it."""
     agent: subprocess.Popen[bytes] | None = field(default=None)
 
     def init(self, *, parents: int = 2, capacity: int = 16, latency: float = 0.0) -> Host:
@@ -174,7 +176,10 @@ class Host:
         """Start its agent, and wait until the cluster sees it and its parents."""
         with (self.directory / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen(
-                (*_MDEVNS, "agent", "--host", self.name, "--bus", self.bus),
+                (
+                    *(*_MDEVNS, "agent", "--host", self.name, "--bus", self.bus),
+                    *("--session-ttl", str(self.session)),
+                ),
                 env=self.cli.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -339,7 +339,7 @@ def test_no_store_ends_with_10(command: list[str]) -> None:
 def test_an_unknown_outcome_ends_with_11(cli: Cli, name: str) -> None:
     """When the answer is lost it is said that it is not known, and how to find out."""
     with losing_proxy(cli.endpoint, f"/names/{name}".encode()) as endpoint:
-        done = Cli(endpoint, cli.cluster).run("reserve", name, "--timeout", "1", "--ttl", "60")
+        done = Cli(endpoint, cli.cluster).run("reserve", name, "--timeout", "5", "--ttl", "60")
     assert (done.code, done.out) == (11, "")
     line = one_line(done, "ETIMEDOUT")
     assert "it is not known whether it was done" in line

@@ -105,7 +105,7 @@ def test_an_import_that_was_cut_off_holds_everybody_up_and_says_so(cli: Cli) -> 
     mark = json.loads(some[-2])["name"]
     with losing_proxy(cli.endpoint, mark.encode()) as proxy:
         done = cli.run(
-            "import", "-", "--timeout", "1", stdin="\n".join(some), MDEVNS_ENDPOINTS=proxy
+            "import", "-", "--timeout", "5", stdin="\n".join(some), MDEVNS_ENDPOINTS=proxy
         )
     assert done.code in (10, 11)
     assert "import again" in done.err or "check" in done.err

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # Its reaper would have to be pulled. `ContainerCluster` removes what it made by itself.
 testcontainers_config.ryuk_disabled = True
 
-START_DEADLINE = 30.0  # seconds
+START_DEADLINE = 60.0  # seconds
 PORT_TRIES = 5
 CLIENT, PEER = 2379, 2380
 

@@ -33,7 +33,8 @@ HOSTS = ("gpu01", "gpu02", "gpu03")
 BRIEF = "gpu03"
 """The host whose session lapses soonest."""
 QUOTA = 32 << 20  # bytes that a member may store
-_TTL = {BRIEF: 2}  # seconds that a session lasts; 10 where nothing is said
+_TTL = {BRIEF: 8}  # seconds that a session lasts
+_LONG_TTL = 60  # seconds, where nothing else is said: no busy machine ends it
 _LATENCY = 0.02  # seconds for which a driver makes a device
 _PARENTS, _ROOM = 4, 64
 _SETTLED = 90.0  # seconds, for a busy machine
@@ -60,8 +61,9 @@ class Stage:
             stack.enter_context(self.cluster)
             for name, host in self.hosts.items():
                 way = self.ways[name] = stack.enter_context(Proxy(self.cluster.endpoints))
-                ttl = ["--session-ttl", str(_TTL[name])] if name in _TTL else []
-                agent = AgentProcess(host.init(), way.endpoints, self.namespace, *ttl)
+                agent = AgentProcess(
+                    host.init(), way.endpoints, self.namespace, session=_TTL.get(name, _LONG_TTL)
+                )
                 self.agents[name] = stack.enter_context(agent)
                 agent.start(wait=False)
             for agent in self.agents.values():

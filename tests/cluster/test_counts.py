@@ -277,7 +277,7 @@ async def test_a_driver_that_blocks_holds_up_nobody_elsewhere(world: World) -> N
         await wait_until_async(lambda: set(slow) <= world.kernel().keys())
         asked.forget()
         done.forget()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await _create_at(client, _names(len(others)), others)
             (held,) = await reserving.reserve(client, _names(1), request="other", ttl=60)
             (taken,) = await reserving.reserve(client, slow[:1], request="other", ttl=60)

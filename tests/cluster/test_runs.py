@@ -39,7 +39,7 @@ def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path) -> None:
             wait_until((place / "up").exists, 60)
             assert list(made.glob("mdevns-etcd-*"))
             run.terminate()
-            said, _ = run.communicate(timeout=60)
+            said, _ = run.communicate(timeout=120)
         finally:
             run.kill()
     assert run.returncode == pytest.ExitCode.INTERRUPTED, said

@@ -298,7 +298,7 @@ def test_the_whole_line_works_with_the_least_that_each_may(
     lines = [f"{key.removeprefix('MDEVNS_').lower()} = '{value}'" for key, value in shown.items()]
     config.write_text("\n".join([*lines, "[agent]", f"bus = '{host.bus}'", "host = 'gpu01'"]))
     agent = AgentProcess(
-        host, [guarded.endpoint], guarded.cluster, "--config", str(config), "--session-ttl", "2"
+        host, [guarded.endpoint], guarded.cluster, "--config", str(config), session=10
     )
     with agent:
         agent.start(wait=False)
@@ -405,7 +405,7 @@ def test_a_viewer_changes_nothing_on_an_etcd_that_checks_no_nested_transactions(
     lines = [f"{key.removeprefix('MDEVNS_').lower()} = '{value}'" for key, value in shown.items()]
     config.write_text("\n".join([*lines, "[agent]", f"bus = '{host.bus}'", "host = 'gpu01'"]))
     agent = AgentProcess(
-        host, [lenient.endpoint], lenient.cluster, "--config", str(config), "--session-ttl", "2"
+        host, [lenient.endpoint], lenient.cluster, "--config", str(config), session=10
     )
     name, reserved = str(uuid.uuid4()), str(uuid.uuid4())
     with agent:

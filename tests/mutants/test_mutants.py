@@ -106,7 +106,7 @@ def test_what_a_killed_pytest_has_left_is_ended(tmp_path: Path) -> None:
     )
     try:
         end_all_of(tree)
-        assert left.wait(10) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
         assert stays.poll() is None
     finally:
         stays.kill()

@@ -36,6 +36,7 @@ __all__ = ["AgentProcess", "SimulatedHost", "parts"]
 TYPE = "nvidia-35"
 _ROOT = Path(__file__).parents[2]
 _DEADLINE = 60.0  # seconds; a start takes one, so this is for a busy machine
+_SESSION = 60  # seconds, so that no session lapses because the machine is busy
 _LINES = 40  # so many last lines of a log go with a failure
 
 
@@ -81,7 +82,8 @@ def parts(store: Store, keys: Keys, bus: Bus, workers: Workers, notes: Notes) ->
 class AgentProcess:
     """A host's agent as a process. A context manager: it and its workers are gone after.
 
-    `arguments` are more for the command, `config` is its file.
+    `arguments` are more for the command, `config` is its file; `session` is how many seconds its
+    session lasts.
     """
 
     def __init__(
@@ -90,11 +92,13 @@ class AgentProcess:
         endpoints: Sequence[str],
         cluster: str,
         *arguments: str,
+        session: int = _SESSION,
         config: Path = Path(os.devnull),
     ) -> None:
         self.host, self.endpoints, self.cluster = host, tuple(endpoints), cluster
         self.log = host.directory / "agent.log"
-        self._arguments, self._config = arguments, config
+        self._arguments = ("--session-ttl", str(session), *arguments)
+        self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._log_from = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 from etcd3 import etcdrpc
 
-DEADLINE = 10  # seconds
+DEADLINE = 60  # seconds
 
 
 def put(endpoint: str, key: str, value: str) -> None:

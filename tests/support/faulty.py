@@ -7,6 +7,7 @@ chooses the schedule.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from coordinator.store import Lease, Range, RangeResult, Store, Txn, TxnResult, WatchBatch
 
-__all__ = ["Fate", "FaultyStore"]
+__all__ = ["Fate", "FaultyStore", "FirstLate"]
 
 
 class Fate(Enum):
@@ -29,6 +30,28 @@ class Fate(Enum):
     DROP = auto()  # it is not applied, its sender is told OutcomeUnknown
     DELAY = auto()  # its sender is told OutcomeUnknown; it is applied in `release_late`
     UNREACHABLE = auto()  # it is not applied, its sender is told Unreachable
+
+
+@dataclass
+class FirstLate:
+    """The first transaction with a word in it is delayed, and each copy is lost until `passes`.
+
+    So the test alone decides what comes between the first one and the copy that arrives, however
+    soon the code sends it again.
+    """
+
+    word: str
+    passes: bool = False
+    _is_first: bool = True
+
+    def __call__(self, txn: Txn) -> Fate:
+        """What becomes of a transaction."""
+        if self.word not in repr(txn):
+            return Fate.DELIVER
+        if self._is_first:
+            self._is_first = False
+            return Fate.DELAY
+        return Fate.DELIVER if self.passes else Fate.DROP
 
 
 class FaultyStore:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Proxy"]
 
-_DEADLINE = 10.0  # seconds
+_DEADLINE = 60.0  # seconds
 _AT_ONCE = 65536
 
 

@@ -26,7 +26,7 @@ __all__ = [
     "switch_auth_on",
 ]
 
-DEADLINE = 10  # seconds
+DEADLINE = 60  # seconds
 
 
 @contextmanager

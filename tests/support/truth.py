@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "Name", "Truth", "look", "settled"]
 
-_DEADLINE = 10  # seconds
+_DEADLINE = 60  # seconds
 _OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
 _UUID_LENGTH = 36
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["wait_until", "wait_until_async"]
+__all__ = ["PATIENT", "wait_until", "wait_until_async"]
 
 T = TypeVar("T")
+PATIENT = 60.0  # seconds for what takes a moment, on a machine that is busy
 _LOOK = 0.005  # seconds between two looks
 
 
@@ -20,7 +21,7 @@ def _expired(condition: Callable[[], object], deadline_seconds: float) -> Assert
     return AssertionError(f"not within {deadline_seconds} s: {what}")
 
 
-def wait_until(condition: Callable[[], T], deadline_seconds: float = 10.0) -> T:
+def wait_until(condition: Callable[[], T], deadline_seconds: float = PATIENT) -> T:
     """What the condition gives as soon as that is true.
 
     Raises:
@@ -34,7 +35,7 @@ def wait_until(condition: Callable[[], T], deadline_seconds: float = 10.0) -> T:
     return value
 
 
-async def wait_until_async(condition: Callable[[], T], deadline_seconds: float = 10.0) -> T:
+async def wait_until_async(condition: Callable[[], T], deadline_seconds: float = PATIENT) -> T:
     """The same, while the event loop goes on."""
     loop = asyncio.get_running_loop()
     end = loop.time() + deadline_seconds

@@ -280,19 +280,21 @@ async def test_a_defect_is_told_to_all_who_wait_also_beside_one_who_left(desk: D
 
     class Defective(FaultyStore):
         async def txn(self, txn: Txn) -> TxnResult:
+            sent.append(txn)
             await counted.gate.wait()
             raise KeyError(len(txn.success))
 
+    sent: list[Txn] = []
     counted.gate.clear()
     store = Defective(desk.store, lambda _: Fate.DELIVER)
     commit = GroupCommit(store, patience=None, rng=random.Random(1))
     first = asyncio.create_task(commit.change((), reserve(desk, 1)))
-    await asyncio.wait([first], timeout=0.05)  # its transaction is in flight
+    await wait_until_async(lambda: sent)  # its transaction is in flight
     left, stays = (asyncio.create_task(commit.change((), reserve(desk, n))) for n in (2, 3))
-    await asyncio.wait([left, stays], timeout=0.05)
+    await asyncio.gather(_next_turn())  # both wait for the next one
     left.cancel()
     await asyncio.wait([left])
     counted.gate.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         ended = await asyncio.gather(first, stays, return_exceptions=True)
     assert [type(one) for one in ended] == [KeyError, KeyError]

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,15 +213,13 @@ def test_what_was_done_is_told_and_never_refused(
 ) -> None:
     """Neither a refusal of the agent's nor its absence is one of mdevctl's business."""
     root.rival()  # or there would be nothing to notify of
-    hurry(root)
     assert root.call(event, "start", state).returncode == 0
     assert agent.heard == [(event, "start", state)]
     agent.answers[event] = (503, "EHOSTUNREACH: no")
     assert root.call(event, "start", state).returncode == 0
     agent.silent = frozenset({event})
-    before = time.monotonic()
-    assert root.call(event, "start", state).returncode == 0
-    assert time.monotonic() - before < 10 * PATIENCE
+    hurry(root)
+    assert root.call(event, "start", state).returncode == 0  # long before the agent answers
     root.scripts.socket.unlink()
     done = root.call(event, "start", state)
     assert done.returncode == 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.etcd
 
-DEADLINE = 20  # seconds
+DEADLINE = 60  # seconds
 
 # A process of ours that starts a server, tells its pid and port, and ends when told to.
 PROGRAM = """

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 1.5  # seconds that a store here has for a call
-DEADLINE = 30  # seconds for what has to come
+DEADLINE = 60  # seconds for what has to come
 WRITE = Txn((absent("/a"),), (Put("/a", b"1"),), (get("/a"),))
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from coordinator.store import Store
 
-DEADLINE = 30.0  # seconds for what has to come
+DEADLINE = 60.0  # seconds for what has to come
 UNSAFE = ["--unsafe-no-fsync"]
 
 

@@ -83,7 +83,7 @@ def test_a_lock_file_that_was_removed_is_no_lock(tmp_path: Path) -> None:
         waiter = threading.Thread(target=second, daemon=True)
         waiter.start()
         path.unlink()
-    waiter.join(10)
+    waiter.join(60)
     assert done.is_set()
 
 
@@ -117,7 +117,7 @@ def test_a_new_generation_waits_for_those_between_check_and_lock(tmp_path: Path)
         renewed.start()
         lock = NameLock.take(tmp_path, NAME)
         assert renewed.is_alive()
-    renewed.join(10)
+    renewed.join(60)
     assert names_in_flight(tmp_path) == {NAME}
     assert lock is not None
     lock.release()
@@ -156,7 +156,7 @@ def test_to_look_is_not_to_take(tmp_path: Path) -> None:
         assert lock is not None
         lock.release()
     stop.set()
-    looker.join(10)
+    looker.join(60)
 
 
 def test_a_killed_holders_file_is_swept_up(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ async def test_who_asks_during_a_scan_gets_one_that_begins_after_it(bus: Bus) ->
 
     def held() -> None:
         at.set()
-        assert go.wait(10.0)
+        assert go.wait(60.0)
 
     bus.seen = held
     first = asyncio.create_task(looks.fresh())

@@ -117,7 +117,7 @@ def test_creates_of_all_parents_take_as_long_as_one(host: Path) -> None:
     for name in (N1, N2):
         simulated.let_go(host, name)
     for thread, results in writers:
-        thread.join(10)
+        thread.join(60)
         assert results == [None]
 
 
@@ -135,7 +135,7 @@ def test_a_serial_driver_makes_one_after_the_other(tmp_path: Path) -> None:
     assert second - first == pytest.approx(LONG)
     simulated.reboot(host)
     for thread, results in writers:
-        thread.join(10)
+        thread.join(60)
         assert results == ["EIO"]
 
 
@@ -297,7 +297,7 @@ def test_a_killed_sleeper_is_an_error_and_no_end(host: Path) -> None:
     # Not by a look, which takes the list's lock: the sleeper gets copies of all our descriptors.
     wait_until(lambda: any(N1.encode() in path.read_bytes() for path in host.rglob("state.?")))
     os.kill(worker.kernel.sleeper._pid, signal.SIGKILL)
-    thread.join(10)
+    thread.join(60)
     assert results == ["EIO"]
     simulated.tune(host, P0, latency=0.001)
     simulated.let_go(host, N1)
@@ -361,7 +361,7 @@ def test_holding_is_for_devices(host: Path) -> None:
     with pytest.raises(NotFound):
         simulated.let_go(host, N2)
     simulated.let_go(host, N1)
-    thread.join(10)
+    thread.join(60)
     simulated.hold(host, N1)
 
 
@@ -397,7 +397,7 @@ def test_unplug_waits_for_creates(host: Path) -> None:
         simulated.plug(host, P0)
     simulated.let_go(host, N1)
     for thread in (create, unplug):
-        thread.join(10)
+        thread.join(60)
     assert created == [None]
     assert not SimulatedBus(host).scan().devices
     assert not (host / "sys/devices/pci0000:3b" / P0 / "mdev_supported_types").exists()
@@ -415,7 +415,7 @@ def test_a_reboot_leaves_nothing_but_the_machine(host: Path) -> None:
     wait_until(lambda: bus.scan().presence(N1) is Presence.GOING)
     simulated.unplug(host, P0)
     simulated.reboot(host)
-    thread.join(10)
+    thread.join(60)
     after = bus.scan()
     assert removed == ["EIO"]
     assert after.boot_id != before.boot_id

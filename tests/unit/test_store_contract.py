@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEADLINE = 10  # seconds for what has to come
+DEADLINE = 60  # seconds for what has to come
 GONE = 12345  # a lease that nobody was granted
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.etcd
 
-DEADLINE = 5  # seconds for a watch to tell what has happened
+DEADLINE = 60  # seconds for a watch to tell what has happened
 EXAMPLES = itertools.count()
 
 

@@ -37,7 +37,16 @@ pytestmark = pytest.mark.etcd
 ROOT = Path(__file__).parents[2]
 DEADLINE = 90.0  # seconds
 HOSTS = ("gpu01", "gpu02", "gpu03")
-_STOP = "stop every member; keep clients away (listen on 127.0.0.1 alone, or block port 2379)"
+_STOP = (
+    "stop every member; keep clients away: start it with --listen-client-urls="
+    "https://127.0.0.1:2379 alone, or block port 2379 for other machines"
+)
+_LOSE = "start every member with an empty data directory; keep clients away, as above"
+_LET_IN = (
+    "let clients reach etcd: every member with its --listen-client-urls of step 2; "
+    "start the agents that do not run"
+)
+_ENDPOINTS = re.compile(r"export MDEVNS_ENDPOINTS=(\S+) ETCDCTL_ENDPOINTS=\1(?: +#.*)?")
 UNSAFE = ["--unsafe-no-fsync"]
 
 
@@ -122,14 +131,14 @@ class Disaster:
             _STOP: self._stop,
             "on every member, each with its own name and address:": lambda: None,
             "start every member, with its data in $DATA": self.etcd.restart,
-            "start every member with an empty data directory; keep clients away": self._lose,
-            "let clients reach etcd; start the agents that do not run": self._let_in,
+            _LOSE: self._lose,
+            _LET_IN: self._let_in,
         }
         answers = {}
         for line in lines:
             if line.startswith("# "):
                 acts[line.removeprefix("# ")]()
-            else:
+            elif not _ENDPOINTS.fullmatch(line):  # here each command has them from the start
                 answers[line] = self._shell(line, variables)
         return answers
 

@@ -18,7 +18,7 @@ from cli import offering
 from cli.main import COMMANDS, app, load
 from cli.settings import load as load_settings
 from coordinator.keys import Keys
-from coordinator.model import parse_label
+from coordinator.model import is_label, parse_label
 from coordinator.states import ClaimState
 
 if TYPE_CHECKING:
@@ -145,7 +145,15 @@ def _values(line: _Line, param: Any, last: str) -> list[str]:
         return [FILES]
     ask = _from_store(line, param, last)
     found = [] if ask is None else _asked(line, ask)
-    return [one for one in found if one not in line.arguments]
+    return [one for one in found if one not in line.arguments and _is_harmless(one)]
+
+
+def _is_harmless(word: str) -> bool:
+    """Whether a shell takes a word from etcd as it is: a host's key can put any text there.
+
+    A `!` is part of the grammar of labels, and bash expands its history at it.
+    """
+    return "!" not in word and all(map(is_label, word.split("/")))
 
 
 def _from_store(

@@ -49,6 +49,7 @@ __all__ = [
     "Wish",
     "decode",
     "encode",
+    "is_label",
     "is_name",
     "parse_attribute",
     "parse_label",
@@ -92,6 +93,11 @@ def parse_name(text: str) -> Name:
 def is_name(text: str) -> bool:
     """Whether it is a name as it stands in a key."""
     return _UUID.fullmatch(text) is not None and text != NIL
+
+
+def is_label(text: str) -> bool:
+    """Whether it could be typed as the name of a host, a parent or a type."""
+    return _LABEL.fullmatch(text) is not None
 
 
 def random_name(bits: int) -> Name:

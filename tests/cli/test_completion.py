@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shlex
@@ -15,6 +16,7 @@ import pytest
 from cli.completing import FILES, candidates
 from cli.main import COMMANDS
 from tests.cli.driver import DEADLINE, NOWHERE, TYPE, in_process
+from tests.support import etcd_kv
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -145,6 +147,24 @@ def test_hosts_types_and_parents_are_offered(pair: Pair) -> None:
     assert offered(cli, "create --type ") == [TYPE]
     assert len(offered(cli, f"create --host {host.name} --parent ")) >= 1
     assert offered(cli, "create --host nobody --parent ") == []
+
+
+@pytest.mark.etcd
+def test_what_a_shell_would_run_is_not_offered(pair: Pair) -> None:
+    """Whoever may write a host's records cannot have a command run on an operator's machine."""
+    cli, host, _ = pair
+    types = ["evil$(id)", "evil;id", "evil`id`", "evil!id", "evil id", "evil\nid", "harmless"]
+    offers = [{"type": type_, "available": 1} for type_ in types]
+    parent = json.dumps({"v": 1, "types": offers})
+    for place in ("evil", "evil$(id)"):
+        etcd_kv.put(cli.endpoint, cli.keys.parent(host.name, place), parent)
+    try:
+        assert [one for one in offered(cli, "create --type ") if one != TYPE] == ["harmless"]
+        places = offered(cli, f"create --host {host.name} --parent ev")
+        assert places == ["evil"]
+    finally:
+        for place in ("evil", "evil$(id)"):
+            etcd_kv.put(cli.endpoint, cli.keys.parent(host.name, place), '{"v": 1, "types": []}')
 
 
 @pytest.mark.etcd

@@ -25,6 +25,8 @@ STATES ?= 5000000
 # How many processes simulate, search or kill side by side.
 JOBS ?= 2
 
+# What the demo runs is installed; the tools of development are installed on top.
+RUN := .venv/run
 MADE := .venv/made
 # Which of the deliberate defects are tried, and whether by each kind of test.
 ALL ?=
@@ -43,14 +45,22 @@ help:  ## this list
 
 .venv: $(MADE)  ## the environment, with .venv/bin/mdevns (PYTHON=… to choose the Python)
 
-# The stamp comes last, so that an environment that was half made does not count as made.
-$(MADE): pyproject.toml constraints.txt
-	@$(call make_venv,.venv)
-	.venv/bin/pip install --quiet -c constraints.txt -e '.[embedded,dev]'
+# A stamp comes last, so that an environment that was half made does not count as made.
+$(RUN): pyproject.toml constraints.txt
+	@echo "creating the environment .venv"
+	$(call make_venv,.venv)
+	echo "installing what the demo runs"
+	$(call install,embedded)
 	touch $@
 
-demo: $(MADE)  ## the story on three simulated hosts, under a minute (KEEP=1 leaves it running)
-	@.venv/bin/mdevns demo $(if $(KEEP),--keep)
+$(MADE): $(RUN)
+	@echo "installing the tools of development"
+	$(call install,embedded$(comma)dev)
+	touch $@
+
+demo: $(RUN)  ## the story on three simulated hosts, under a minute (KEEP=1 leaves it running)
+	@echo "starting the demo"
+	.venv/bin/mdevns demo $(if $(KEEP),--keep)
 
 test: $(MADE)  ## what this machine can run, without lab and long searches (WORKERS=6 at once)
 	@.venv/bin/pytest tests --ignore=tests/lab $(PARALLEL) -m "not long"
@@ -110,6 +120,15 @@ constraints:  ## write constraints.txt anew from the newest versions that pyproj
 clean:  ## remove what was made here
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call install,EXTRAS): the package with these extras into .venv, with a line for each package
+# that pip looks up, and their number at the end.
+comma := ,
+define install
+.venv/bin/pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[$(1)]' \
+    | { grep --line-buffered -oE '^(Collecting [^ ]+|Installing collected packages)' || true; }
+echo ".venv has $$(.venv/bin/pip --disable-pip-version-check list --format=freeze | wc -l) packages"
+endef
 
 # $(call make_venv,DIRECTORY): an empty environment, or one line that says what is missing.
 # Debian's python3 has the module venv but not ensurepip, without which it cannot make one.

@@ -72,6 +72,7 @@ def agent(  # noqa: PLR0913 - an argument for each option
         "metrics": metrics,
     }
     configuration = call.configured(flags)
+    configuration.check_words()
     configuration.check_agent()
     settings, chosen = configuration.settings, configuration.settings.agent
     run(

@@ -122,21 +122,27 @@ class Configuration(NamedTuple):
             "endpoints", lambda: settings.credentials.check(parse_endpoints(settings.urls))
         )
 
-    def check_agent(self) -> None:
-        """See that an agent can run with it, and safely.
+    def check_words(self) -> None:
+        """See that what is set for the store fits together.
 
         Certificates and a password are not read here: whoever replaces them may be at it, and
-        the agent waits until they can be used.
+        an agent waits until they can be used.
 
         Raises:
-            Misconfigured: what is set for the store does not fit together. Or a call to it could
-                last beyond the session's lease, so that it would lapse while the agent waits; or
-                metrics are to be served to the network.
+            Misconfigured: it does not.
         """
         settings = self.settings
         self._checked(
             "endpoints", lambda: settings.credentials.check_words(parse_endpoints(settings.urls))
         )
+
+    def check_agent(self) -> None:
+        """See that an agent can run with what is set for it, and safely.
+
+        Raises:
+            Misconfigured: a call to the store could last beyond the session's lease, so that it
+                would lapse while the agent waits; or metrics are to be served to the network.
+        """
         lease = self.settings.agent.session_ttl
         if self.settings.agent_patience > lease:
             raise Misconfigured(

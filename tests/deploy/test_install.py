@@ -49,10 +49,7 @@ def names(root: Path, link: str) -> str | None:
 
 @pytest.mark.long
 def test_it_is_installed_upgraded_rolled_back_and_removed(tmp_path: Path) -> None:
-    """Each version has an environment of its own, links say which is used, and edits stay.
-
-    A rollback is no step forward, and no number is used twice.
-    """
+    """Links name the version in use and the one before, edits stay, and no number is used twice."""
     opt, config = tmp_path / "opt/mdevns", tmp_path / "etc/mdevns/mdevns.toml"
     install(tmp_path)
     first = (opt / "current").readlink()

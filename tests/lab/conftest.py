@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 Guests = tuple[Guest, Guest, Guest]
+_FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +93,11 @@ def _mended(request: pytest.FixtureRequest) -> None:
             mend(guest)
 
 
+def has_failed(item: pytest.Item) -> bool:
+    """Whether a test has failed so far: what it leaves is then not to be relied on."""
+    return item.stash.get(_FAILED, False)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
@@ -99,6 +105,7 @@ def pytest_runtest_makereport(
     """Show the consoles of a failed test's guests, and what their agents said."""
     report = yield
     if report.failed:
+        item.stash[_FAILED] = True
         for one in _used_by(item):
             if isinstance(one, Guest):
                 report.sections.append((f"console of {one.name}", one.console()))

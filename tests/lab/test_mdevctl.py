@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploy.lab.errors import GuestError
 from deploy.lab.guest import wait_for
+from deploy.lab.tidy import tidy
+from tests.lab.conftest import has_failed
 from tests.lab.hosts import DEADLINE, Host, Records
 
 if TYPE_CHECKING:
@@ -59,27 +62,61 @@ class Tool:
 
 
 @pytest.fixture(scope="module")
-def tools(guests: Guests, records: Records) -> Iterator[dict[str, Tool]]:
-    """mdevctl on a guest of each Debian, by version, with ours installed and an agent running.
-
-    That is given up soon after it went without a word, so its successor after a boot waits for
-    no more.
-    """
+def installed(guests: Guests, records: Records) -> Iterator[dict[str, Tool]]:
+    """mdevctl on a guest of each Debian, by version, with ours installed and an agent running."""
     found = {}
-    for guest, done in _each(guests[:2], "install"):
-        assert done.rc == 20, done  # the agent is not there yet, and that alone is told
-        assert "no agent listens there" in done.stdout
+    for guest in guests[:2]:
         version = guest.run("mdevctl", "--version", check=True).stdout.split()[1]
-        found[version] = Tool(Host(guest, records, "--session-ttl", "8"), version)
+        found[version] = Tool(Host(guest, records), version)
     assert set(found) == set(BASES)
-    for tool in found.values():
-        tool.host.start()
-    for tool in found.values():
-        tool.host.wait_enrolled()
-    for _, status in _each([tool.host.guest for tool in found.values()], "status"):
-        assert (status.rc, status.stdout.splitlines()[-1]) == (0, "in place")
+    _begin(found)
     yield found
     assert [tool.host.complaints() for tool in found.values()] == [[], []]
+
+
+def _begin(tools: dict[str, Tool]) -> None:
+    guests = [tool.host.guest for tool in tools.values()]
+    for _, done in _each(guests, "install"):
+        assert done.rc == 20, done  # the agent is not there yet, and that alone is told
+        assert "no agent listens there" in done.stdout
+    for tool in tools.values():
+        tool.host.start()
+    for tool in tools.values():
+        tool.host.wait_enrolled()
+    for _, status in _each(guests, "status"):
+        assert (status.rc, status.stdout.splitlines()[-1]) == (0, "in place")
+
+
+@pytest.fixture
+def tools(
+    installed: dict[str, Tool], records: Records, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Tool]]:
+    """The two, with nothing on them; each test has to leave them so."""
+    if not all(tool.host.alive() for tool in installed.values()):
+        _start_over(installed, records)
+    yield installed
+    left = _left(installed, records)
+    if left or has_failed(request.node):
+        _start_over(installed, records)
+    assert not left
+
+
+def _left(tools: dict[str, Tool], records: Records) -> dict[str, object]:
+    """What is on the hosts or taken, by where; a host that does not answer is one such."""
+    left: dict[str, object] = {"names": records.names()}
+    for tool in tools.values():
+        try:
+            left[tool.host.name] = {key: what for key, what in tool.host.left().items() if what}
+        except GuestError as error:
+            left[tool.host.name] = str(error)
+    return {where: what for where, what in left.items() if what}
+
+
+def _start_over(tools: dict[str, Tool], records: Records) -> None:
+    for tool in tools.values():
+        tidy(tool.host.guest)
+    records.erase()
+    _begin(tools)
 
 
 def _each(guests: Sequence[Guest], act: str) -> list[tuple[Guest, Result]]:

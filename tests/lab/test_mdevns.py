@@ -17,6 +17,7 @@ import pytest
 from deploy.lab.guest import wait_for
 from deploy.lab.kernel import SAMPLES
 from tests.cli.driver import Cli, ended, one_line
+from tests.lab.conftest import has_failed
 from tests.lab.hosts import DEADLINE, Host, Records
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ def _begin(pair: Pair) -> None:
 
 
 @pytest.fixture
-def hosts(pair: Pair, records: Records) -> Iterator[Pair]:
+def hosts(pair: Pair, records: Records, request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The two hosts, with nothing on them; each test has to leave them so."""
     if not all(host.alive() for host in pair):
         _start_over(pair, records)
     yield pair
     left = {host.name: host.left() for host in pair if any(host.left().values())}
-    if left or records.names():
+    if left or records.names() or has_failed(request.node):
         _start_over(pair, records)
     assert not left
 

@@ -18,6 +18,7 @@ from deploy.lab.guest import wait_for
 from deploy.lab.kernel import SAMPLES
 from deploy.lab.tidy import tidy
 from tests.cli.driver import Cli, ended, one_line
+from tests.lab.conftest import has_failed
 from tests.lab.hosts import DEADLINE, Host, Records
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def trio(guests: Guests, records: Records) -> Iterator[Trio]:
     """
     gpu01 = Host(guests[0], records)
     gpu02 = Host(guests[1], records, "--rescan", "3600")
-    gpu03 = Host(guests[2], records, "--session-ttl", "8")
+    gpu03 = Host(guests[2], records, "--session-ttl", "30")
     trio = gpu01, gpu02, gpu03
     _begin(trio)
     yield trio
@@ -59,13 +60,13 @@ def _begin(trio: Trio) -> None:
 
 
 @pytest.fixture
-def hosts(trio: Trio, records: Records) -> Iterator[Trio]:
+def hosts(trio: Trio, records: Records, request: pytest.FixtureRequest) -> Iterator[Trio]:
     """The three hosts, with nothing on them; each test has to leave them so."""
     if not all(host.alive() for host in trio):
         _start_over(trio, records)
     yield trio
     left = {host.name: left for host in trio if any((left := host.left()).values())}
-    if left or records.names():
+    if left or records.names() or has_failed(request.node):
         _start_over(trio, records)
     assert not left
 

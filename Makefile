@@ -32,7 +32,7 @@ MADE := .venv/made
 ALL ?=
 ONLY ?=
 # How many workers test side by side: most tests wait, so there are more than processors.
-WORKERS ?= 6
+WORKERS ?= 4
 PARALLEL = -n $(WORKERS) --dist loadgroup
 # Seconds for one test of the lab, its guests' boot included: what waits in it has its own deadline.
 LAB_S := 900
@@ -62,7 +62,7 @@ demo: $(RUN)  ## the story on three simulated hosts, under a minute (KEEP=1 leav
 	@echo "starting the demo"
 	.venv/bin/mdevns demo $(if $(KEEP),--keep)
 
-test: $(MADE)  ## what this machine can run, without lab and long searches (WORKERS=6 at once)
+test: $(MADE)  ## what this machine can run, without lab and long searches (WORKERS=4 at once)
 	@.venv/bin/pytest tests --ignore=tests/lab $(PARALLEL) -m "not long"
 
 test-all: $(MADE)  ## the same with the long ones: chaos, kills, searches, installs (CI=true: no skip)
